@@ -1,0 +1,9 @@
+"""Graft's training side: pictures and a pretrained network in, an exported, tracked classifier out."""
+
+import os
+
+# Read by TensorFlow and Keras when they are first imported, which the stages do lazily.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+__version__ = "0.1.0"

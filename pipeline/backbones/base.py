@@ -1,0 +1,55 @@
+"""What a backbone is, as a row of the table. No TensorFlow here: configs and listings are checked without it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import keras
+
+ContractName = Literal["caffe", "tf", "torch", "in-model", "grey", "alexnet"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One network, without its classification layer.
+
+    Attributes:
+        name: as written in a config.
+        family: the heading it is listed under.
+        build: makes the network. Called as `build(input_shape=(H, W, 3), weights=None | "imagenet", **options)`,
+            returns a functional `keras.Model` from normalised pixels to feature maps [N, h, w, c] or features [N, d].
+        default_size: side of the input picture it was designed for, in pixels.
+        min_size: smallest side it accepts, in pixels.
+        contract: how pixels are normalised for it, a row of `contracts.CONTRACTS`.
+        block_end: a regular expression that fully matches the names of the layers at which a block ends. One tensor
+            carries everything above such a layer, so the network can be cut there.
+        cuts: where it can be cut, in words, for `graft backbones`.
+        options: names of the builder's own options.
+        imagenet: whether Keras publishes ImageNet weights for it.
+        fixed_size: whether only `default_size` is accepted.
+    """
+
+    name: str
+    family: str
+    build: "Callable[..., keras.Model]"
+    default_size: int
+    min_size: int
+    contract: ContractName
+    block_end: str
+    cuts: str
+    options: tuple[str, ...] = ()
+    imagenet: bool = True
+    fixed_size: bool = False
+
+
+def application(name: str, **fixed: Any) -> "Callable[..., keras.Model]":
+    """A builder for one of `keras.applications`, without its top."""
+
+    def build(input_shape: tuple[int, int, int], weights: str | None, **options: Any) -> "keras.Model":
+        import keras
+
+        builder = getattr(keras.applications, name)
+        return builder(include_top=False, weights=weights, input_shape=input_shape, **fixed, **options)
+
+    return build

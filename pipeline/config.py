@@ -1,0 +1,537 @@
+"""The configuration of a run: what may be written in a YAML file, checked before any data is read.
+
+Every field says what it means and in which unit; rules across fields are validators of the model they belong to.
+"""
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.backbones import BACKBONES
+from pipeline.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are refused; a built config never changes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+class RandAugment(Strict):
+    """RandAugment (Cubuk et al., 2020), Keras's layer."""
+
+    operations: Annotated[int, Field(ge=1)] = 2
+    """How many random operations are applied to each picture."""
+    magnitude: Fraction = 0.5
+    """Strength of every operation, 0 to 1."""
+
+
+class Augment(Strict):
+    """Random changes to training pictures, drawn anew in each epoch. Evaluation and serving never see them."""
+
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"
+    """Mirror each picture with probability one half per direction."""
+    crop_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Random resized crop: the smallest share of a picture's area that is kept, e.g. 0.5; sides between 3:4 and 4:3."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Rotate by up to this many degrees either way."""
+    color: Fraction = 0.0
+    """Strength of random brightness, contrast, saturation and (a tenth of it) hue."""
+    rand_augment: RandAugment | None = None
+    """RandAugment's random operations."""
+    mixup: Annotated[float, Field(gt=0)] | None = None
+    """Blend pairs of pictures and labels; the Beta distribution's parameter, e.g. 0.2."""
+    cutmix: Annotated[float, Field(gt=0)] | None = None
+    """Paste a patch of another picture, labels in proportion; the Beta distribution's parameter, e.g. 1.0."""
+
+    @model_validator(mode="after")
+    def _one_mixture(self) -> Self:
+        if self.mixup is not None and self.cutmix is not None:
+            raise ValueError("mixup and cutmix both mix each batch: set one of them")
+        return self
+
+
+class Data(Strict):
+    """Which pictures, how they become pixels, and how they are split."""
+
+    source: Literal["folder", "tfds", "digits"]
+    """folder: pictures on disk; tfds: a TensorFlow Datasets name; digits: scikit-learn's 8x8 handwritten digits."""
+    path: str | None = None
+    """folder: a folder of class folders, or of train/ val/ test/ with class folders in each, or a CSV file with the
+    columns path, label and optionally split. Relative paths start where graft is run."""
+    name: str | None = None
+    """tfds: the dataset's name, e.g. tf_flowers, or name/config:version."""
+    data_dir: str | None = None
+    """tfds: where prepared datasets lie. Default: TFDS's own (~/tensorflow_datasets)."""
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    """Use these classes only, in this order. Default: all, sorted by name."""
+    image_size: Annotated[int, Field(ge=8, le=2048)] | None = None
+    """Side of the square picture the network sees, in pixels. Default: the network's own."""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.875
+    """Share of the resized picture's shorter side that the centre crop keeps. 0.875 is "resize to 256, crop 224"."""
+    max_megapixels: Annotated[float, Field(gt=0)] = 50.0
+    """Pictures with more pixels than this, in millions, are quarantined without being decoded."""
+    max_bad_fraction: Fraction = 0.1
+    """Stop when more than this share of the files had to be quarantined."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the pictures, chosen by a hash of their content, that is held out to tune on."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of the pictures, chosen by a hash of their content, that is held out for the final figures. Unused where
+    the data comes with a test split of its own."""
+    mean_subtraction: Literal["backbone", "channel", "image", "none"] = "backbone"
+    """What is subtracted from the pixels: the network's own means, one mean per channel of the training split (as
+    VGG), the training split's mean image (as AlexNet), or nothing."""
+    augment: Augment = Augment()
+    """Random changes to training pictures."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class weighs the same in the loss, however many pictures it has."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Pictures per training step, over all devices together."""
+
+    @model_validator(mode="after")
+    def _keys_of_the_source(self) -> Self:
+        needed = {"folder": "path", "tfds": "name", "digits": None}[self.source]
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"source {self.source} needs data.{needed}")
+        for key, owner in (("path", "folder"), ("name", "tfds"), ("data_dir", "tfds")):
+            if getattr(self, key) is not None and owner != self.source:
+                raise ValueError(f"data.{key} belongs to source {owner} and has no effect with source {self.source}")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction together leave nothing to train on")
+        if self.classes and len(set(self.classes)) < len(self.classes):
+            raise ValueError("data.classes names a class twice")
+        return self
+
+
+# -------------------------------------------------------------------------------------------------------------- network
+
+
+class BackboneConfig(Strict):
+    """The network below the head."""
+
+    name: str
+    """A name from `graft backbones`."""
+    weights: str = "imagenet"
+    """imagenet; none (random); a .weights.h5 or .keras file; or run:ID, an earlier run's MLflow id or folder name, or
+    run:NAME, the latest finished run of that name."""
+    options: dict[str, bool | int | float | str] = {}
+    """Handed to the network's builder, e.g. {alpha: 0.25} for MobileNet."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in BACKBONES:
+            raise ValueError(f"no such backbone; allowed: {', '.join(BACKBONES)}")
+        return name
+
+    @model_validator(mode="after")
+    def _options_and_weights(self) -> Self:
+        backbone = BACKBONES[self.name]
+        if unknown := sorted(set(self.options) - set(backbone.options)):
+            allowed = ", ".join(backbone.options) or "none"
+            raise ValueError(f"{self.name} has no option {unknown[0]!r}; its options: {allowed}")
+        if self.weights == "imagenet" and not backbone.imagenet:
+            raise ValueError(f"there are no ImageNet weights for {self.name}; use weights: none, a file or run:NAME")
+        return self
+
+
+class Head(Strict):
+    """The new layers on top of the backbone, ending in one logit per class."""
+
+    pooling: Literal["avg", "max", "flatten"] = "avg"
+    """How feature maps become a vector."""
+    hidden_units: list[Annotated[int, Field(ge=1)]] = []
+    """Widths of dense layers between the features and the logits, e.g. [256]."""
+    activation: Literal["relu", "leaky_relu", "elu", "tanh", "sigmoid"] = "relu"
+    """After each hidden layer. leaky_relu has slope 0.01."""
+    initializer: Literal["glorot_normal", "glorot_uniform", "he_normal", "he_uniform"] = "glorot_uniform"
+    """Of every dense kernel in the head."""
+    batch_norm: bool = False
+    """Batch normalisation between each hidden layer and its activation."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the inputs of each dense layer dropped in training."""
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty on the dense kernels, added to the loss."""
+
+
+# -------------------------------------------------------------------------------------------------------------- phases
+
+
+class Blocks(Strict):
+    blocks: Annotated[int, Field(ge=1)]
+    """Unfreeze the head and this many of the backbone's topmost blocks."""
+
+
+class From(Strict):
+    from_: Annotated[str, Field(alias="from")]
+    """Unfreeze the head, this layer of the backbone and all above it."""
+
+
+class Share(Strict):
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    """Unfreeze the head and this share of the backbone's layers that have weights, from the top."""
+
+
+def _kind_of_unfreeze(value: Any) -> str | None:
+    if isinstance(value, str | None):
+        return "word" if value in ("head", "all") else None
+    keys = set(value) if isinstance(value, dict) else {name.rstrip("_") for name in type(value).model_fields}
+    return {"blocks": "blocks", "from": "from", "fraction": "fraction"}.get(keys.pop()) if len(keys) == 1 else None
+
+
+Unfreeze = Annotated[
+    Annotated[Literal["head", "all"], Tag("word")]
+    | Annotated[Blocks, Tag("blocks")]
+    | Annotated[From, Tag("from")]
+    | Annotated[Share, Tag("fraction")],
+    Discriminator(
+        _kind_of_unfreeze,
+        custom_error_type="unfreeze",
+        custom_error_message="allowed: head, all, {blocks: 2}, {from: LAYER} or {fraction: 0.3}",
+    ),
+]
+
+
+class SGD(Strict):
+    name: Literal["sgd"] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """v <- momentum v - learning_rate g."""
+    nesterov: bool = False
+    """Take the gradient ahead, at theta + momentum v."""
+
+
+class Adam(Strict):
+    name: Literal["adam"] = "adam"
+
+
+class AdamW(Strict):
+    name: Literal["adamw"] = "adamw"
+
+
+class RMSprop(Strict):
+    name: Literal["rmsprop"] = "rmsprop"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """As in sgd, on the scaled gradient."""
+
+
+class Constant(Strict):
+    name: Literal["constant"] = "constant"
+
+
+class Cosine(Strict):
+    name: Literal["cosine"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs in which the learning rate rises linearly from 0, before it falls to 0 along a cosine."""
+
+
+class Step(Strict):
+    name: Literal["step"] = "step"
+    every_epochs: Annotated[int, Field(ge=1)]
+    """Epochs between two falls of the learning rate."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The learning rate is multiplied by this at each fall."""
+
+
+class Plateau(Strict):
+    name: Literal["plateau"] = "plateau"
+    patience: Annotated[int, Field(ge=1)] = 5
+    """Epochs without a better validation accuracy before the learning rate falls."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The learning rate is multiplied by this at each fall: 0.1 is AlexNet's "divide by 10"."""
+
+
+class EarlyStopping(Strict):
+    patience: Annotated[int, Field(ge=1)] = 5
+    """Epochs without a lower validation loss before the phase ends; the best epoch's weights are kept."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """A fall in validation loss smaller than this does not count as better."""
+
+
+def _name_alone(value: Any) -> Any:
+    """`adam` is short for `{name: adam}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+Optimizer = Annotated[
+    SGD | Adam | AdamW | RMSprop, BeforeValidator(_name_alone), Field(discriminator="name")
+]
+Schedule = Annotated[
+    Constant | Cosine | Step | Plateau, BeforeValidator(_name_alone), Field(discriminator="name")
+]
+
+
+class Phase(Strict):
+    """One stretch of training with one set of unfrozen layers."""
+
+    epochs: Annotated[int, Field(ge=1)]
+    """Passes over the training split."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """The optimizer's learning rate, before the schedule and layer_decay."""
+    unfreeze: Unfreeze = "head"
+    """What trains: head, all, {blocks: 2}, {from: LAYER} or {fraction: 0.3}."""
+    optimizer: Optimizer = Adam()
+    """sgd, adam, adamw or rmsprop; or {name: sgd, momentum: 0.9, nesterov: true}."""
+    schedule: Schedule = Constant()
+    """constant, cosine, {name: step, every_epochs: 10} or plateau."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled: each step shrinks kernels by learning_rate times this. Biases and normalisation are left alone."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label's weight spread over all classes."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Scale the gradient down to this global norm where it is larger."""
+    early_stopping: EarlyStopping | None = None
+    """End the phase when validation loss stops falling."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Average the weights with this momentum per step, e.g. 0.99; the average is validated and kept."""
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Multiply the learning rate by this once more for each block below the head."""
+    backbone_mode: Literal["inference", "training"] = "inference"
+    """inference: the backbone's batch normalisation uses its stored statistics and its dropout is off, as fine-tuning
+    needs. training: in the unfrozen layers both act as they do when a network is trained from scratch."""
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> Self:
+        if isinstance(self.schedule, Cosine) and self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError("schedule.warmup_epochs must be smaller than epochs")
+        if self.unfreeze == "head":
+            if self.layer_decay is not None:
+                raise ValueError("layer_decay has no effect while unfreeze is head: there are no layers below it")
+            if self.backbone_mode == "training":
+                raise ValueError("backbone_mode: training has no effect while unfreeze is head: the backbone is frozen")
+        if isinstance(self.optimizer, AdamW) and self.weight_decay == 0:
+            raise ValueError("optimizer adamw without weight_decay is adam: set weight_decay, e.g. 0.01, or use adam")
+        return self
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
+
+
+class Export(Strict):
+    dir: str = "export"
+    """The model is published as <dir>/<name>/<version>/, the layout TensorFlow Serving reads."""
+
+
+class Tracking(Strict):
+    uri: str | None = None
+    """MLflow's tracking URI. Default: MLFLOW_TRACKING_URI, else a SQLite file in output_dir."""
+    experiment: str | None = None
+    """MLflow experiment. Default: the run's name."""
+
+
+def _default_phases() -> list[Phase]:
+    return [
+        Phase(epochs=10, learning_rate=1e-3, unfreeze="head"),
+        Phase(epochs=5, learning_rate=1e-5, unfreeze=Blocks(blocks=2)),
+    ]
+
+
+class RunConfig(Strict):
+    """Everything that decides a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run's folder, the exported model and the registered model: letters, digits, dot, dash, underscore."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides every random draw. It does not move pictures between splits."""
+    data: Data
+    """Which pictures."""
+    backbone: BackboneConfig
+    """Which network."""
+    head: Head = Head()
+    """The layers on top."""
+    phases: Annotated[list[Phase], Field(min_length=1)] = Field(default_factory=_default_phases)
+    """Stretches of training, in order. Default: the head at 1e-3, then the top two blocks at 1e-5."""
+    export: Export = Export()
+    """Where the model goes."""
+    tracking: Tracking = Tracking()
+    """Where MLflow is."""
+    output_dir: str = "runs"
+    """Each run gets a folder <output_dir>/<name>/<time>/ with its reports, weights and records."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the picture the network sees, in pixels."""
+        return self.data.image_size or BACKBONES[self.backbone.name].default_size
+
+    @model_validator(mode="after")
+    def _network_and_data_agree(self) -> Self:
+        backbone = BACKBONES[self.backbone.name]
+        if self.image_size < backbone.min_size:
+            raise ValueError(f"data.image_size: {backbone.name} needs at least {backbone.min_size} pixels")
+        if backbone.fixed_size and self.image_size != backbone.default_size:
+            raise ValueError(f"data.image_size: {backbone.name} is defined for {backbone.default_size} pixels only")
+        if backbone.contract == "in-model" and self.data.mean_subtraction != "backbone":
+            raise ValueError(
+                f"data.mean_subtraction: {backbone.name} normalises inside the network, so only 'backbone' is allowed"
+            )
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """The config as dotted keys, lists by index, as MLflow's parameters are named."""
+
+        def walk(prefix: str, value: Any) -> dict[str, Any]:
+            if isinstance(value, dict) and value:
+                items: Any = value.items()
+            elif isinstance(value, list) and value and isinstance(value[0], dict):
+                items = enumerate(value)
+            else:
+                return {prefix: value}
+            return {k: v for key, part in items for k, v in walk(f"{prefix}.{key}" if prefix else str(key), part).items()}
+
+        return walk("", self.model_dump(mode="json", by_alias=True))
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Reads a config file.
+
+    Args:
+        path: the YAML file (YAML 1.2).
+        overrides: `dotted.key=value` assignments made before checking; values are YAML. List items go by index,
+            e.g. `phases.0.epochs=3`.
+
+    Raises:
+        ConfigError: the file cannot be read, or it breaks a rule; every broken rule is named.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"Cannot read the config {path}: {reason}. Write one with: graft init FOLDER > {path}") from None
+    tree = _yaml(text, f"the config {path}")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"The config {path} must be a mapping of keys such as name, data and backbone.")
+    for override in overrides or []:
+        _assign(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], where: str = "the config") -> RunConfig:
+    """Checks a config that is already a dict. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, where)) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The complete config as YAML, defaults included; `load` gives back an equal config."""
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.dump(config.model_dump(mode="json", by_alias=True), stream)
+    return stream.getvalue()
+
+
+def schema() -> str:
+    """The config's JSON Schema, for editors."""
+    return json.dumps(RunConfig.model_json_schema(by_alias=True), indent=2)
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML. {' '.join(str(error).split())}") from None
+
+
+def _assign(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise ConfigError(f"--set takes dotted.key=value, e.g. data.image_size=160. Received: {override}")
+    *parents, last = key.split(".")
+    node: Any = tree
+    try:
+        for part in parents:
+            if isinstance(node, dict):
+                if not isinstance(node.get(part), dict | list):
+                    node[part] = {}
+                node = node[part]
+            else:
+                node = node[int(part)]
+        node[last if isinstance(node, dict) else int(last)] = _yaml(value, f"--set {key}")
+    except (IndexError, ValueError):
+        raise ConfigError(f"--set {override}: there is no list item of that number in the config.") from None
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    problems = []
+    for item in error.errors(include_url=False):
+        key, parent = _locate(item["loc"])
+        received = f" Received: {item['input']!r}." if isinstance(item["input"], str | int | float | list) else ""
+        if item["type"] == "extra_forbidden":
+            message, received = f"unknown key; allowed: {', '.join(_keys(parent))}", ""
+        elif item["type"] == "missing":
+            message, received = "required, but missing", ""
+        elif item["type"] == "union_tag_invalid":
+            message = f"allowed: {item['ctx']['expected_tags']}"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+        problems.append(f"{key}: {message.rstrip('.')}.{received}".removeprefix(": "))
+    return f"{where} cannot be used. " + " ".join(problems)
+
+
+def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
+    """A dotted key as a user writes it, and the model its last part belongs to.
+
+    Pydantic's locations also hold the tags of unions, which no user wrote.
+    """
+    parts: list[str] = []
+    model: type[BaseModel] | None = RunConfig
+    parent = model
+    for part in loc:
+        if isinstance(part, str) and model is not None and part in _keys(model):
+            parent, model = model, _model_of(model, part)
+        elif isinstance(part, str) and model is None and part in _TAGGED:
+            model = _TAGGED[part]
+            continue
+        elif isinstance(part, str):
+            parent = model
+        parts.append(str(part))
+    return ".".join(parts), parent
+
+
+def _keys(model: type[BaseModel] | None) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+
+def _model_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The one model that a field holds, itself, optional or in a list; None for a union of several."""
+    found: list[type[BaseModel]] = []
+
+    def visit(annotation: Any) -> None:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.append(annotation)
+        for argument in get_args(annotation):
+            visit(argument)
+
+    visit(next(field.annotation for name, field in model.model_fields.items() if key in (name, field.alias)))
+    return found[0] if len(found) == 1 else None
+
+
+_TAGGED: dict[str, type[BaseModel]] = {
+    "blocks": Blocks, "from": From, "fraction": Share,
+    "sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop,
+    "constant": Constant, "cosine": Cosine, "step": Step, "plateau": Plateau,
+}  # fmt: skip

@@ -1,0 +1,37 @@
+"""What can go wrong because of something a user can change.
+
+    GraftError              one paragraph: what is wrong, what is allowed, what was received, what to do
+    ├── ConfigError         a mistake in the configuration (exit code 2)
+    ├── DataError           the pictures cannot be used as they are
+    ├── WeightsError        pretrained weights are missing or do not fit
+    ├── ExportError         an exported model cannot be written, read, or does not agree with the trained one
+    └── TrackingError       MLflow cannot be reached or refuses
+
+Our own invariants are asserted and never caught.
+"""
+
+
+class GraftError(Exception):
+    """Base of every error that is shown to the user without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(GraftError):
+    exit_code = 2
+
+
+class DataError(GraftError):
+    pass
+
+
+class WeightsError(GraftError):
+    pass
+
+
+class ExportError(GraftError):
+    pass
+
+
+class TrackingError(GraftError):
+    pass

@@ -1,0 +1,116 @@
+"""Encoded image bytes to pixels: the one decoder of training and serving. Pillow and NumPy, no TensorFlow.
+
+Shape letters: H height, W width.
+"""
+
+import io
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# Raised by one whenever the same bytes and PixelSpec would give other pixels than before.
+VERSION = 1
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDES_SWAPPED = {_UPRIGHT[value] for value in (5, 6, 7, 8)}
+
+# Pillow would warn or raise at a limit of its own; `decode` checks the header against the spec's limit instead.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class BadImage(Exception):
+    """The bytes are not a picture that this project accepts. The message is the reason, in a few words."""
+
+
+@dataclass(frozen=True)
+class PixelSpec:
+    """How bytes become pixels.
+
+    Attributes:
+        height: rows of the result, in pixels.
+        width: columns of the result, in pixels.
+        crop: fraction of the aspect-preserving resized picture's shorter side that the centre crop keeps,
+            in (0, 1]. 0.875 is the usual "resize to 256, crop 224".
+        max_megapixels: a picture with more pixels than this, by its header, is refused before it is decoded.
+    """
+
+    height: int
+    width: int
+    crop: float = 0.875
+    max_megapixels: float = 50.0
+
+
+def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
+    """Decodes one picture: upright by its EXIF orientation, RGB, aspect-preserving resize, centre crop.
+
+    Transparency is dropped, not blended; 16-bit greyscale is scaled to 8 bits. Resizing is bilinear with
+    antialiasing, and reads only the part of the picture that the centre crop keeps.
+
+    Args:
+        data: the encoded picture, JPEG, PNG or WebP, told apart by content.
+        spec: the size of the result and how it is cropped.
+
+    Returns:
+        uint8 [H, W, 3] in 0..255, RGB.
+
+    Raises:
+        BadImage: the bytes are empty, of another format, truncated, damaged, animated or too large.
+    """
+    if not data:
+        raise BadImage("empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_header(image, spec)
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+            # Cropped and resized as stored, then turned: a small picture is cheaper to turn than a large one.
+            stored = spec if turn not in _SIDES_SWAPPED else replace(spec, height=spec.width, width=spec.height)
+            # A JPEG decodes straight to a half, a quarter or an eighth of its size, as long as that covers the crop.
+            image.draft("RGB", (round(stored.width / spec.crop), round(stored.height / spec.crop)))
+            resized = _to_rgb(image).resize(
+                (stored.width, stored.height),
+                Image.Resampling.BILINEAR,
+                box=centre_box(image.width, image.height, stored),
+                reducing_gap=2.0,
+            )
+            return np.asarray(resized if turn is None else resized.transpose(turn))
+    except UnidentifiedImageError:
+        raise BadImage("not a JPEG, PNG or WebP picture") from None
+    except BadImage:
+        raise
+    # Pillow's decoders raise any of these on damaged input.
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError, IndexError, KeyError) as error:
+        raise BadImage(f"damaged or truncated: {error}") from error
+
+
+def centre_box(width: int, height: int, spec: PixelSpec) -> tuple[float, float, float, float]:
+    """The part of a `width` × `height` picture that the centre crop keeps: left, top, right, bottom, in its pixels."""
+    scale = min(width / spec.width, height / spec.height) * spec.crop
+    box_width, box_height = spec.width * scale, spec.height * scale
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height
+
+
+def _check_header(image: Image.Image, spec: PixelSpec) -> None:
+    megapixels = image.width * image.height / 1e6
+    if megapixels > spec.max_megapixels:
+        raise BadImage(f"too large: {megapixels:.0f} megapixels, the limit is {spec.max_megapixels:g}")
+    if getattr(image, "n_frames", 1) > 1:
+        raise BadImage(f"animated: {image.n_frames} frames")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit greyscale: Pillow's own conversion clips at 255.
+        return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")

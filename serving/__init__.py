@@ -1,0 +1,1 @@
+"""Graft's serving side: the HTTP endpoint for exported models."""

@@ -4,6 +4,6 @@ import os
 
 # Read by TensorFlow and Keras when they are first imported, which the stages do lazily.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 __version__ = "0.1.0"

@@ -4,6 +4,9 @@ Shape letters: H height, W width.
 """
 
 import io
+import struct
+import warnings
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,11 +29,19 @@ _UPRIGHT = {
 }
 _SIDES_SWAPPED = {_UPRIGHT[value] for value in (5, 6, 7, 8)}
 
+# What Pillow raises on damaged input, MemoryError where a header claims more than there is.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError, IndexError, KeyError, struct.error,
+    zlib.error,
+)  # fmt: skip
+
 # Pillow would warn or raise at a limit of its own; `decode` checks the header against the spec's limit instead.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow warns about metadata that says nothing about the pixels.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-class BadImage(Exception):
+class BadImage(Exception):  # noqa: N818
     """The bytes are not a picture that this project accepts. The message is the reason, in a few words."""
 
 
@@ -73,7 +84,7 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, spec)
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+            turn = _turn(image)
             # Cropped and resized as stored, then turned: a small picture is cheaper to turn than a large one.
             stored = spec if turn not in _SIDES_SWAPPED else replace(spec, height=spec.width, width=spec.height)
             # A JPEG decodes straight to a half, a quarter or an eighth of its size, as long as that covers the crop.
@@ -89,28 +100,38 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
         raise BadImage("not a JPEG, PNG or WebP picture") from None
     except BadImage:
         raise
-    # Pillow's decoders raise any of these on damaged input.
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, OverflowError, IndexError, KeyError) as error:
+    except _DAMAGE as error:
         raise BadImage(f"damaged or truncated: {error}") from error
 
 
 def centre_box(width: int, height: int, spec: PixelSpec) -> tuple[float, float, float, float]:
     """The part of a `width` × `height` picture that the centre crop keeps: left, top, right, bottom, in its pixels."""
-    scale = min(width / spec.width, height / spec.height) * spec.crop
-    box_width, box_height = spec.width * scale, spec.height * scale
-    left, top = (width - box_width) / 2, (height - box_height) / 2
-    return left, top, left + box_width, top + box_height
+    # Written so that no rounding error puts the box outside the picture, where Pillow refuses it.
+    left = (width - min(width, height * spec.width / spec.height) * spec.crop) / 2
+    top = (height - min(height, width * spec.height / spec.width) * spec.crop) / 2
+    return left, top, width - left, height - top
 
 
 def _check_header(image: Image.Image, spec: PixelSpec) -> None:
     megapixels = image.width * image.height / 1e6
     if megapixels > spec.max_megapixels:
         raise BadImage(f"too large: {megapixels:.0f} megapixels, the limit is {spec.max_megapixels:g}")
-    if getattr(image, "n_frames", 1) > 1:
-        raise BadImage(f"animated: {image.n_frames} frames")
+    # A phone's JPEG may carry a depth map or a second view behind the photograph: MPO, and not animated.
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise BadImage(f"animated: {frames} frames")
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What puts the picture upright. With damaged EXIF data nothing is known to be wrong, and nothing is turned."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except _DAMAGE:
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greyscale: Pillow's own conversion clips at 255.
         return Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    image.info.pop("transparency", None)  # Dropped here: with several transparent colours Pillow would warn.
     return image.convert("RGB")

@@ -1,0 +1,230 @@
+"""The command line. TensorFlow and MLflow are imported by the commands that need them, when they need them."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.table import Table
+
+from pipeline.console import Console
+from pipeline.errors import ConfigError, DataError, GraftError
+
+app = typer.Typer(
+    help="Pictures and an ImageNet-pretrained network in, a tracked, exported classifier out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; graft init writes one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. data.image_size=160. May be repeated."),
+]
+ExportDir = Annotated[Path, typer.Argument(metavar="EXPORT_DIR", help="An exported model: export/NAME/VERSION.")]
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")] = False,
+) -> None:
+    """Train, evaluate, export and record a classifier."""
+    with _errors_in_words():
+        from pipeline.config import load
+
+        loaded = load(config, overrides)
+        from pipeline.run import run as run_pipeline
+
+        record = run_pipeline(loaded, Console())
+        _print_summary(record)
+        if as_json:
+            keys = ("run_dir", "mlflow_run_id", "export_dir", "metrics", "seconds")
+            print(json.dumps({key: getattr(record, key) for key in keys}))
+
+
+@app.command()
+def predict(
+    export_dir: ExportDir,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_DIR...", help="Pictures, or folders of pictures.")],
+    output: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.TABLE,
+) -> None:
+    """Label pictures with an exported model."""
+    with _errors_in_words():
+        from pipeline import predict as prediction
+        from pipeline.artifacts import read_manifest
+
+        classes = read_manifest(export_dir).classes
+        results = list(prediction.predict(export_dir, prediction.pictures(images)))
+        match output:
+            case Format.CSV:
+                prediction.write_csv(results, classes, sys.stdout)
+            case Format.JSONL:
+                prediction.write_jsonl(results, sys.stdout)
+            case Format.TABLE:
+                table = Table("picture", "label", "probability", box=None, header_style="bold")
+                for result in results:
+                    what = result.label if result.label is not None else f"[red]{escape(result.error or '')}[/red]"
+                    table.add_row(escape(result.path), what, "" if result.score is None else f"{result.score:.3f}")
+                _out().print(table)
+        if all(result.error for result in results):
+            raise DataError("None of the pictures could be used.")
+
+
+@app.command()
+def backbones(
+    name: Annotated[str | None, typer.Argument(help="Show this network's blocks and the layers to cut at.")] = None,
+) -> None:
+    """List the networks: input size, weights, preprocessing contract and where each can be cut."""
+    with _errors_in_words():
+        from pipeline.backbones import BACKBONES
+
+        if name is not None:
+            if name not in BACKBONES:
+                raise ConfigError(f"There is no backbone {name!r}. Allowed: {', '.join(BACKBONES)}.")
+            _print_blocks(name)
+            return
+        table = Table("name", "input", "smallest", "weights", "preprocessing", "cut", box=None, header_style="bold")
+        family = None
+        for row in BACKBONES.values():
+            if row.family != family:
+                family = row.family
+                table.add_row(f"[dim]{family}[/dim]")
+            smallest = "fixed" if row.fixed_size else str(row.min_size)
+            weights = "imagenet" if row.imagenet else "none"
+            table.add_row(row.name, str(row.default_size), smallest, weights, row.contract, row.cuts)
+        _out().print(table)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of class folders.")],
+    backbone: Annotated[str, typer.Option(help="A name from graft backbones.")] = "mobilenet_v2",
+) -> None:
+    """Print a commented config for a folder of pictures: graft init DIR > my.yaml."""
+    with _errors_in_words():
+        from pipeline.backbones import BACKBONES
+        from pipeline.config import Data
+        from pipeline.init import folder_config
+        from pipeline.sources import open_source
+
+        if backbone not in BACKBONES:
+            raise ConfigError(f"There is no backbone {backbone!r}. Allowed: {', '.join(BACKBONES)}.")
+        source = open_source(Data(source="folder", path=str(folder)))
+        counts = dict.fromkeys(source.classes, 0)
+        for example in source.examples():
+            counts[example.label] += 1
+        print(folder_config(folder, backbone, counts), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the config's JSON Schema, for editors."""
+    from pipeline.config import schema as json_schema
+
+    print(json_schema())
+
+
+@app.command()
+def sync(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, e.g. runs/NAME/TIME.")],
+) -> None:
+    """Deliver what a run recorded while MLflow was away."""
+    with _errors_in_words():
+        from pipeline.tracking import deliver
+
+        delivery = deliver(run_dir, Console())
+        print(f"MLflow run {delivery.run_id}: {delivery.sent} entries delivered.")
+
+
+@app.command()
+def ui(
+    output_dir: Annotated[Path, typer.Argument(help="The output_dir of the runs to look at.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="Where the page is served on this machine.")] = 5000,
+) -> None:
+    """Open MLflow on the run store."""
+    with _errors_in_words():
+        from pipeline.tracking import default_uri
+
+        uri = default_uri(output_dir)
+        command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
+        print(f"MLflow shows {uri} at http://127.0.0.1:{port} (stop with Ctrl-C)", flush=True)
+        os.execv(sys.executable, command)
+
+
+@contextmanager
+def _errors_in_words() -> Iterator[None]:
+    """A mistake ends in one paragraph and an exit code; a defect of ours keeps its traceback."""
+    try:
+        yield
+    except GraftError as error:
+        RichConsole(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _out() -> RichConsole:
+    # Piped output is for programs: no line is broken there.
+    return RichConsole(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+
+
+def _print_summary(record: Any) -> None:
+    run_dir, export_dir = Path(record.run_dir), Path(record.export_dir)
+    figures = ", ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in record.metrics.items())
+    rows = {
+        "test": figures,
+        "report": f"{run_dir / 'report.html'}   open it: python -m webbrowser {shlex.quote(str(run_dir / 'report.html'))}",
+        "model": f"{export_dir}   use it: graft predict {shlex.quote(str(export_dir))} IMAGE...",
+        "MLflow": f"{record.tracking_uri}   open it: graft ui {shlex.quote(str(run_dir.parent.parent))}",
+    }
+    for key, text in rows.items():
+        print(f"{key:<8}{text}")
+
+
+def _print_blocks(name: str) -> None:
+    from pipeline.backbones import BACKBONES, cuts
+
+    row = BACKBONES[name]
+    network = row.build(input_shape=(row.default_size, row.default_size, 3), weights=None)
+    blocks = cuts.blocks(network, row.block_end)
+    print(f"{name}: {network.count_params():,} weights, {len(blocks)} blocks, bottom to top")
+    table = Table("unfreeze", "cut below", "layers", "weights", "output", box=None, header_style="bold")
+    for number, block in enumerate(blocks):
+        layers = [network.get_layer(layer) for layer in block]
+        table.add_row(
+            f"{{blocks: {len(blocks) - number}}}",
+            blocks[number - 1][-1] if number else "(input)",
+            str(len(layers)),
+            f"{sum(layer.count_params() for layer in layers):,}",
+            "x".join(str(size) for size in layers[-1].output.shape[1:]),
+        )
+    _out().print(table)
+
+
+def main() -> None:
+    """The `graft` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

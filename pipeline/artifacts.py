@@ -1,0 +1,203 @@
+"""What a run leaves on disk, as frozen types. No TensorFlow."""
+
+import hashlib
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import ExportError
+from pipeline.pixels import PixelSpec
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training split.
+
+    Attributes:
+        phase: which of the config's phases, counted from 1.
+        epoch: counted from 1 and on across phases.
+        loss: mean training loss in nats, L2 penalties left out.
+        accuracy: share of training pictures (as augmented) that were right, 0 to 1.
+        validation_loss: log loss on the validation split, in nats.
+        validation_accuracy: share of validation pictures that were right, 0 to 1.
+        learning_rate: at the end of the epoch.
+        seconds: the epoch took, validation included.
+        images_per_second: training pictures per second.
+    """
+
+    phase: int
+    epoch: int
+    loss: float
+    accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+
+class Record(BaseModel):
+    """A JSON file that a run leaves: written whole or not at all, refused where it does not fit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises OSError or pydantic's ValidationError."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+class BackboneIdentity(Record):
+    """Which network a run's backbone weights belong to."""
+
+    name: str
+    options: dict[str, bool | int | float | str]
+
+
+class RunRecord(Record):
+    """`run.json`: what a run was and what became of it.
+
+    Attributes:
+        name: the config's name.
+        status: "running", "finished" or "failed".
+        run_dir: the run's folder.
+        started_at, finished_at: UTC, ISO 8601.
+        mlflow_run_id: None while MLflow has not been reached.
+        tracking_uri: where MLflow is.
+        backbone: whose weights `backbone.weights.h5` beside this file are.
+        export_dir: the published model, with its version.
+        metrics: the headline figures on the test split.
+        seconds: wall-clock time per stage.
+        error: why a failed run failed.
+    """
+
+    name: str
+    status: str
+    run_dir: str
+    started_at: str
+    tracking_uri: str
+    backbone: BackboneIdentity
+    finished_at: str | None = None
+    mlflow_run_id: str | None = None
+    export_dir: str | None = None
+    metrics: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    error: str | None = None
+
+
+class Parity(Record):
+    """How the exported model agrees with the trained one on every test picture.
+
+    Attributes:
+        pictures: how many were compared.
+        pixels_largest_difference: of any probability, `pixels` signature against the model in memory.
+        image_bytes_same_label: share of pictures with the same label through the graph's own decoder.
+        image_bytes_largest_difference: of any probability, likewise.
+    """
+
+    pictures: int
+    pixels_largest_difference: float
+    image_bytes_same_label: float
+    image_bytes_largest_difference: float
+
+
+class Code(Record):
+    """What made a model: the packages' versions, and this project's commit and digest."""
+
+    graft: str
+    python: str
+    tensorflow: str
+    keras: str
+    numpy: str
+    pillow: str
+    digest: str
+    commit: str | None
+
+
+class Manifest(Record):
+    """`manifest.json` beside an exported model: what it is and where it comes from.
+
+    Attributes:
+        name, version: as in its path.
+        created_at: UTC, ISO 8601.
+        classes: in the order of the probabilities.
+        pixels: how bytes become the `pixels` signature's input, for `pipeline.pixels.decode`.
+        pixels_version: `pipeline.pixels.VERSION` at export.
+        temperature: by which the logits are divided before the softmax.
+        config: the complete configuration.
+        data_digest, weights_digest: SHA-256 of the pictures with labels and splits, and of the exported weights.
+        metrics: on the test split.
+        parity: the check that was passed.
+        code: versions.
+        mlflow_run_id: the run that made it, None where MLflow was away.
+    """
+
+    name: str
+    version: int
+    created_at: str
+    classes: list[str]
+    pixels: PixelSpec
+    pixels_version: int
+    temperature: float
+    config: dict[str, Any]
+    data_digest: str
+    weights_digest: str
+    metrics: dict[str, float]
+    parity: Parity
+    code: Code
+    mlflow_run_id: str | None
+
+
+def read_manifest(export_dir: Path) -> Manifest:
+    """The manifest of an exported model. Raises ExportError where the folder is not one."""
+    try:
+        return Manifest.read(export_dir / "manifest.json")
+    except (OSError, ValidationError) as error:
+        reason = "it has no manifest.json" if isinstance(error, FileNotFoundError) else f"its manifest.json: {error}"
+        raise ExportError(
+            f"{export_dir} is not a model exported by graft: {reason}. Give the folder with the version number, as "
+            "printed at the end of graft run, e.g. export/NAME/1."
+        ) from None
+
+
+def code() -> Code:
+    """The code that is running."""
+    import platform
+
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    packages = {name: version(name) for name in ("tensorflow", "keras", "numpy", "pillow")}
+    return Code(
+        graft=version("graft-pipeline"), python=platform.python_version(), digest=digest.hexdigest(),
+        commit=_commit(root), **packages,
+    )  # fmt: skip
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a reader sees the old one or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _commit(root: Path) -> str | None:
+    """The commit of the checkout the code runs from, marked where it has been changed; None outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=root, capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,194 @@
+"""A backbone with its weights: from Keras's ImageNet files, a file, an earlier run, or none."""
+
+import hashlib
+import inspect
+import json
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from pipeline.backbones import BACKBONES
+from pipeline.backbones.contracts import CONTRACTS
+from pipeline.config import BackboneConfig
+from pipeline.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    import keras
+
+# What Keras, h5py and zipfile raise for a weights file that is damaged or made for another network.
+_UNUSABLE = (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile)
+
+
+def load(config: BackboneConfig, image_size: int, output_dir: Path) -> "keras.Model":
+    """Builds the network and gives it the weights that the config asks for.
+
+    Args:
+        config: the network, its options and its weights.
+        image_size: side of the square input, in pixels.
+        output_dir: where earlier runs lie, for `weights: run:...`.
+
+    Returns:
+        A functional model from normalised pixels, float32 [N, image_size, image_size, C], to feature maps or features.
+
+    Raises:
+        ConfigError: the builder refuses an option's value, or `weights` is none of the four kinds.
+        WeightsError: the weights are missing, damaged, or do not fit the network.
+    """
+    if config.weights == "imagenet":
+        return _imagenet(config, image_size)
+    if config.weights == "none":
+        return _build(config, image_size)
+    if config.weights.startswith("run:"):
+        file = _file_of_run(config, output_dir)
+    else:
+        file = Path(config.weights)
+        if not file.name.endswith((".weights.h5", ".keras")):
+            raise ConfigError(
+                "backbone.weights must be imagenet, none, run:ID, run:NAME or a file that ends in .weights.h5 or "
+                f".keras. Received: {config.weights}"
+            )
+        if not file.is_file():
+            raise WeightsError(f"There is no weights file {file}. Check backbone.weights, or use imagenet or none.")
+    backbone = _build(config, image_size)
+    try:
+        backbone.load_weights(file)
+    except _UNUSABLE as error:
+        raise WeightsError(
+            f"The weights in {file} do not fit {config.name} with options {config.options}, or the file is damaged. "
+            f"Use the name and options that the file was written with. Keras says: {_first_sentences(error)}"
+        ) from error
+    return backbone
+
+
+def digest(model: "keras.Model") -> str:
+    """SHA-256, in hex, over the names, data types, shapes and values of all weights in order.
+
+    A layer's own name is left out: Keras numbers unnamed layers by what the process has built before.
+    """
+    import keras
+
+    sha = hashlib.sha256()
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        sha.update(f"{weight.name} {value.dtype} {value.shape}\n".encode())
+        sha.update(value.tobytes())
+    return sha.hexdigest()
+
+
+def _build(config: BackboneConfig, image_size: int, weights: str | None = None) -> "keras.Model":
+    row = BACKBONES[config.name]
+    shape = (image_size, image_size, CONTRACTS[row.contract].channels)
+    try:
+        with warnings.catch_warnings():
+            # Said of sizes that Keras has no weights of their own for. Convolutions fit a picture of any size.
+            warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
+            return row.build(input_shape=shape, weights=weights, **config.options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"backbone.options: {config.name} at {image_size} pixels cannot be built with {config.options} and weights "
+            f"{config.weights}. Keras says: {_first_sentences(error)}"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------------------------ ImageNet
+
+
+@dataclass
+class _Fetched:
+    """The file that Keras asked for, once there is one."""
+
+    file: Path | None = None
+    origin: str = ""
+
+
+def _imagenet(config: BackboneConfig, image_size: int) -> "keras.Model":
+    fetched = _Fetched()
+    try:
+        with _fetching(config.name, fetched):
+            return _build(config, image_size, "imagenet")
+    except (ConfigError, *_UNUSABLE) as error:
+        if fetched.file is None:
+            raise
+        cause = error.__cause__ or error
+        raise WeightsError(
+            f"The ImageNet weights of {config.name} in {fetched.file} cannot be read: the file is damaged or of another "
+            f"network. Delete it and run again, or replace it by {fetched.origin}. "
+            f"Keras says: {_first_sentences(cause)}"
+        ) from error
+
+
+@contextmanager
+def _fetching(name: str, fetched: _Fetched) -> Iterator[None]:
+    """While it is open, Keras's downloads report to standard error and fail with words that help."""
+    import keras
+
+    module: Any = inspect.getmodule(keras.utils.get_file)
+    keras_get_file = module.get_file
+
+    def get_file(fname: str, origin: str, cache_subdir: str, file_hash: str | None = None) -> str:
+        home = Path(module.config.keras_home()).expanduser()
+        file = home / cache_subdir / fname
+        if file.is_file() and not os.access(home, os.W_OK):
+            path = str(file)  # Keras looks elsewhere where it may not write, but this file needs no writing.
+        else:
+            try:
+                with redirect_stdout(sys.stderr):
+                    path = keras_get_file(fname, origin, cache_subdir=cache_subdir, file_hash=file_hash)
+            # Keras raises a bare Exception where the network fails; nothing but the download happens in here.
+            except Exception as error:
+                raise WeightsError(
+                    f"The ImageNet weights of {name} are not on this machine and cannot be downloaded "
+                    f"({_first_sentences(error)}). Put the file {fname} into the folder {file.parent}, from {origin}"
+                    + (f", MD5 or SHA-256 {file_hash}" if file_hash else "")
+                    + ". KERAS_HOME moves the folder. Or use weights: none, a file, or run:NAME."
+                ) from error
+        fetched.file, fetched.origin = Path(path), origin
+        return path
+
+    with mock.patch.object(module, "get_file", get_file):
+        yield
+
+
+# -------------------------------------------------------------------------------------------------------- earlier runs
+
+
+def _file_of_run(config: BackboneConfig, output_dir: Path) -> Path:
+    """The weights that an earlier run left, checked to be of the same network."""
+    reference = config.weights.removeprefix("run:")
+    runs = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in output_dir.glob("*/*/run.json")}
+    finished = {folder: run for folder, run in runs.items() if run["status"] == "finished"}
+    found = [f for f, run in finished.items() if reference in (run["mlflow_run_id"], f.name)]
+    found = found or [f for f, run in finished.items() if run["name"] == reference]
+    if not found:
+        names = ", ".join(sorted({run["name"] for run in finished.values()})) or "none"
+        raise WeightsError(
+            f"backbone.weights: no finished run in {output_dir} has this name, folder name or MLflow run id. "
+            f"Received: {config.weights}. Names of finished runs there: {names}."
+        )
+    folder = max(found, key=lambda f: finished[f]["finished_at"])
+    theirs, ours = finished[folder]["backbone"], {"name": config.name, "options": config.options}
+    if theirs != ours:
+        raise WeightsError(
+            f"backbone.weights: {config.weights} is the run in {folder}, whose backbone is {_in_words(theirs)}. "
+            f"This config's is {_in_words(ours)}; they must be the same."
+        )
+    file = folder / "backbone.weights.h5"
+    if not file.is_file():
+        raise WeightsError(f"backbone.weights: {config.weights} is the run in {folder}, which has lost its {file.name}.")
+    return file
+
+
+def _in_words(backbone: dict[str, Any]) -> str:
+    return f"{backbone['name']} with options {backbone['options']}"
+
+
+def _first_sentences(error: BaseException) -> str:
+    """Keras's message on one line, without the list of every object that it may end with."""
+    return " ".join(str(error).split("List of objects")[0].split()).rstrip(".")

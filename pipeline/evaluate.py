@@ -1,0 +1,147 @@
+"""Logits of the test split to the run's figures. The forward pass is the caller's; no TensorFlow here.
+
+Shape letters: N test pictures, V validation pictures, C classes.
+"""
+
+import csv
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline import metrics
+from pipeline.errors import DataError, GraftError
+from pipeline.metrics import Bin, ClassScore
+
+
+class Calibration(BaseModel):
+    """How far confidence can be believed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    loss: float
+    """Log loss in nats."""
+    ece: float
+    """Expected calibration error, 0 to 1."""
+    bins: list[Bin]
+    """The reliability diagram, lowest confidence first."""
+
+
+class Report(BaseModel):
+    """What a run's model does on the test split: the content of report.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n: int
+    """Test pictures."""
+    metrics: dict[str, float]
+    """Every row of metrics.METRICS, of the model as exported: after temperature scaling."""
+    accuracy_interval: tuple[float, float]
+    """95 % bootstrap interval on accuracy: low, high."""
+    temperature: float
+    """What the exported model divides its logits by; fitted on the validation split."""
+    calibration: Calibration
+    """Of the model as exported."""
+    calibration_before: Calibration
+    """The same before temperature scaling."""
+    per_class: list[ClassScore]
+    """One row a class, in the order of the model's outputs."""
+    confusion: list[list[int]]
+    """Test pictures of class [row] that were given class [column]."""
+
+    def write(self, path: Path) -> None:
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads what `write` wrote. Raises GraftError where it is missing or something else."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise GraftError(f"Cannot read the report {path}: {error.strerror}. A finished run writes it.") from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise GraftError(f"{path} is not a report of this version of graft: {reason}. Run graft run again.") from None
+
+
+def evaluate(
+    test_logits: np.ndarray,
+    test_labels: np.ndarray,
+    validation_logits: np.ndarray,
+    validation_labels: np.ndarray,
+    classes: list[str],
+    seed: int,
+) -> Report:
+    """Fits the temperature on the validation split and scores the test split.
+
+    Args:
+        test_logits: float [N, C], before softmax.
+        test_labels: int [N] in 0..C-1.
+        validation_logits: float [V, C]; V may be 0, which leaves the temperature at 1.
+        validation_labels: int [V] in 0..C-1.
+        classes: C names, in the order of the logits.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: there is no test picture.
+        GraftError: a logit is not finite, so training diverged.
+    """
+    assert test_logits.shape == (len(test_labels), len(classes)), (test_logits.shape, len(test_labels), len(classes))
+    assert validation_logits.shape == (len(validation_labels), len(classes)), validation_logits.shape
+    if len(test_labels) == 0:
+        raise DataError(
+            "The test split is empty, so there is nothing to evaluate on. It needs at least one picture; received 0. "
+            "Add pictures or raise data.test_fraction."
+        )
+    if not (np.isfinite(test_logits).all() and np.isfinite(validation_logits).all()):
+        raise GraftError(
+            "Training diverged: the network's outputs must be finite numbers, but some are infinite or not a number. "
+            "Lower phases.*.learning_rate, or set phases.*.clip_norm, e.g. 1.0."
+        )
+    temperature = metrics.fit_temperature(validation_logits, validation_labels)
+    before = metrics.softmax(test_logits)
+    after = metrics.softmax(test_logits, temperature)
+    return Report(
+        n=len(test_labels),
+        metrics=metrics.score(after, test_labels),
+        accuracy_interval=metrics.accuracy_interval(after, test_labels, seed),
+        temperature=temperature,
+        calibration=_calibration(after, test_labels),
+        calibration_before=_calibration(before, test_labels),
+        per_class=metrics.per_class(after, test_labels, classes),
+        confusion=metrics.confusion(after, test_labels).tolist(),
+    )
+
+
+def write_predictions(
+    path: Path,
+    names: list[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    classes: list[str],
+) -> None:
+    """One line a picture: name, label, predicted, score; the file predictions.csv.
+
+    Args:
+        path: the CSV file, UTF-8.
+        names: N names of pictures. A byte of a file's name that is not UTF-8 is written as a backslash escape.
+        labels: int [N].
+        probabilities: float [N, C], after temperature scaling: `metrics.softmax(logits, report.temperature)`.
+        classes: C names.
+    """
+    predicted = probabilities.argmax(axis=1)
+    scores = probabilities.max(axis=1)
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "label", "predicted", "score"])
+        for name, label, guess, score in zip(names, labels, predicted, scores, strict=True):
+            writer.writerow([name, classes[label], classes[guess], f"{score:.6f}"])
+
+
+def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
+    return Calibration(
+        loss=metrics.log_loss(probabilities, labels),
+        ece=metrics.expected_calibration_error(probabilities, labels),
+        bins=metrics.reliability_bins(probabilities, labels),
+    )

@@ -1,0 +1,211 @@
+"""The trained network as a SavedModel that TensorFlow Serving reads, checked against the one in memory.
+
+Shape letters: N pictures, H height, W width, C classes.
+"""
+
+import errno
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+from pipeline import graph_pixels
+from pipeline.artifacts import Parity
+from pipeline.console import Console
+from pipeline.errors import ExportError
+from pipeline.pixels import PixelSpec
+
+PIXELS_TOLERANCE = 1e-5
+SAME_LABEL_SHARE = 0.99
+WARMUP_PICTURES = 8
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class TestPictures:
+    """The pictures the exported model is checked on.
+
+    Attributes:
+        pixels: from row numbers, int64 [n], to uint8 [n, H, W, 3].
+        encoded: from row numbers to the encoded files' bytes.
+        count: N.
+    """
+
+    pixels: Callable[[np.ndarray], np.ndarray]
+    encoded: Callable[[np.ndarray], Iterator[bytes]]
+    count: int
+
+    def batches(self) -> Iterator[np.ndarray]:
+        for start in range(0, self.count, _BATCH):
+            yield np.arange(start, min(start + _BATCH, self.count))
+
+
+def export(
+    model: keras.Model,
+    temperature: float,
+    classes: tuple[str, ...],
+    spec: PixelSpec,
+    test: TestPictures,
+    name: str,
+    folder: Path,
+    write_records: Callable[[Path, int, Parity], None],
+    console: Console,
+) -> Path:
+    """Writes, checks and publishes a model as `<folder>/<name>/<version>/`, the next free integer.
+
+    Nothing is seen under that name before the check is passed: the model is written beside it and renamed.
+
+    Args:
+        model: float32 [N, H, W, 3] in 0..255 to logits, float32 [N, C].
+        temperature: divides the logits.
+        classes: C names, in the order of the logits.
+        spec: how encoded pictures become pixels.
+        test: what the check uses; some of it becomes TensorFlow Serving's warm-up records.
+        name: the model's name.
+        folder: below which TensorFlow Serving finds models.
+        write_records: called with the folder, the version and the check's result before the rename, to add files.
+        console: gets a bar.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        ExportError: the model read back does not agree with the one in memory.
+    """
+    home = folder / name
+    staging = home / f".incoming-{uuid.uuid4().hex}"
+    staging.mkdir(parents=True)
+    try:
+        _write(model, temperature, classes, spec, staging)
+        _write_warmup(staging, name, test.encoded(np.arange(min(WARMUP_PICTURES, test.count))))
+        parity = _check(model, temperature, classes, staging, test, console)
+        (staging / "labels.txt").write_text("".join(f"{label}\n" for label in classes), encoding="utf-8")
+        return _publish(staging, home, lambda version: write_records(staging, version, parity))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def probabilities(logits: Any, temperature: float) -> tf.Tensor:
+    """float32 [N, C]: the softmax of logits divided by the temperature."""
+    return tf.nn.softmax(tf.cast(logits, tf.float32) / temperature)
+
+
+def next_version(home: Path) -> int:
+    """One more than the highest integer folder below `home`; 1 where there is none."""
+    return 1 + max((int(path.name) for path in home.glob("*") if path.name.isdecimal()), default=0)
+
+
+def _write(model: keras.Model, temperature: float, classes: tuple[str, ...], spec: PixelSpec, path: Path) -> None:
+    labels = tf.constant(classes)
+
+    def pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        scores = probabilities(model(tf.cast(pixels, tf.float32), training=False), temperature)
+        return {
+            "probabilities": scores,
+            "label": tf.gather(labels, tf.argmax(scores, axis=-1)),
+            "score": tf.reduce_max(scores, axis=-1),
+        }
+
+    def image_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.device("/cpu:0"):  # String operations and decoders have no GPU kernels.
+            decoded = tf.map_fn(
+                lambda data: graph_pixels.decode(data, spec),
+                image_bytes,
+                fn_output_signature=tf.TensorSpec([spec.height, spec.width, 3], tf.uint8),
+            )
+        return pixels(decoded)
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serving_default", image_bytes, [tf.TensorSpec([None], tf.string, name="image_bytes")])
+    shape = [None, spec.height, spec.width, 3]
+    archive.add_endpoint("pixels", pixels, [tf.TensorSpec(shape, tf.uint8, name="pixels")])
+    archive.write_out(str(path), verbose=False)
+
+
+def _write_warmup(path: Path, name: str, pictures: Iterator[bytes]) -> None:
+    """TensorFlow Serving replays these before it serves a version, so that no user waits for the first call."""
+    extra = path / "assets.extra"
+    extra.mkdir()
+    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
+        for picture in pictures:
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = name
+            request.model_spec.signature_name = "serving_default"
+            request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([picture]))
+            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
+            writer.write(log.SerializeToString())
+
+
+def _replay_warmup(path: Path, signatures: Any) -> None:
+    for record in tf.data.TFRecordDataset(str(path / "assets.extra" / "tf_serving_warmup_requests")):
+        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+        inputs = {key: tf.constant(tf.make_ndarray(tensor)) for key, tensor in request.inputs.items()}
+        signatures[request.model_spec.signature_name](**inputs)
+
+
+def _check(
+    model: keras.Model,
+    temperature: float,
+    classes: tuple[str, ...],
+    path: Path,
+    test: TestPictures,
+    console: Console,
+) -> Parity:
+    """Runs every test picture through the model in memory and through both signatures of the one on disk."""
+    loaded = tf.saved_model.load(str(path))
+    _replay_warmup(path, loaded.signatures)
+    forward = tf.function(lambda images: probabilities(model(images, training=False), temperature))
+    pixel_difference = byte_difference = 0.0
+    same_label = 0
+    names = np.array([label.encode() for label in classes], dtype=object)
+    with console.bar("checking the export", test.count) as advance:
+        for rows in test.batches():
+            images = test.pixels(rows)
+            expected = forward(tf.cast(images, tf.float32)).numpy()
+            by_pixels = {key: value.numpy() for key, value in loaded.signatures["pixels"](pixels=images).items()}
+            encoded = tf.constant(list(test.encoded(rows)), tf.string)
+            by_bytes = {
+                key: value.numpy()
+                for key, value in loaded.signatures["serving_default"](image_bytes=encoded).items()
+            }
+            best = expected.argmax(axis=-1)
+            pixel_difference = max(pixel_difference, float(np.abs(by_pixels["probabilities"] - expected).max()))
+            byte_difference = max(byte_difference, float(np.abs(by_bytes["probabilities"] - expected).max()))
+            same_label += int(np.sum(by_bytes["label"] == names[best]))
+            advance(len(rows))
+    parity = Parity(
+        pictures=test.count,
+        pixels_largest_difference=pixel_difference,
+        image_bytes_same_label=same_label / test.count,
+        image_bytes_largest_difference=byte_difference,
+    )
+    # Written so that a NaN fails.
+    if not (pixel_difference <= PIXELS_TOLERANCE and parity.image_bytes_same_label >= SAME_LABEL_SHARE):
+        raise ExportError(
+            f"The exported model does not agree with the trained one on {test.count} test pictures, so it was not "
+            f"published. From pixels the largest difference of a probability is {pixel_difference:.2g} (allowed "
+            f"{PIXELS_TOLERANCE:g}); from encoded pictures {parity.image_bytes_same_label:.1%} get the same label "
+            f"(at least {SAME_LABEL_SHARE:.0%} must), the largest difference is {byte_difference:.2g}. Very small "
+            "or unusually encoded pictures can cause the second; the trained weights are kept in the run's folder."
+        )
+    return parity
+
+
+def _publish(staging: Path, home: Path, write_records: Callable[[int], None]) -> Path:
+    while True:
+        version = next_version(home)
+        write_records(version)
+        try:
+            return staging.rename(home / str(version))
+        except OSError as error:
+            # Renaming onto a folder with contents: another run has just taken this version.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise

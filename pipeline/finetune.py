@@ -1,0 +1,277 @@
+"""Training: phase by phase, freeze, train what is left, and prove that what was frozen did not change.
+
+Shape letters: N pictures, H height, W width, C classes.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline import augment, optimizers
+from pipeline.artifacts import Epoch
+from pipeline.config import Data, Phase, Plateau
+from pipeline.console import Console
+from pipeline.ingest import Split
+from pipeline.metrics import accuracy, log_loss, softmax
+from pipeline.model import Division, Network, divide
+
+
+def finetune(
+    network: Network,
+    phases: list[Phase],
+    data: Data,
+    train: Split,
+    validation: Split,
+    seed: int,
+    console: Console,
+    on_epoch: Callable[[Epoch], None],
+) -> list[Epoch]:
+    """Trains a network in place.
+
+    Args:
+        network: from `model.build`, built in the scope of the current `tf.distribute` strategy.
+        phases: what to train, for how long, and how.
+        data: augmentation, class weights and batch size.
+        train: N pictures to learn from.
+        validation: pictures for schedules, early stopping and the curves.
+        seed: decides order and augmentation.
+        console: gets a bar per epoch.
+        on_epoch: called with each epoch's record when it is complete.
+
+    Returns:
+        The records of all epochs, numbered from 1 across phases.
+
+    Raises:
+        ConfigError: a phase unfreezes what the backbone does not have.
+    """
+    history: list[Epoch] = []
+    for number, phase in enumerate(phases):
+        division = divide(network, phase)
+        before = fingerprint(division.unchanging)
+        console.say(f"phase {number + 1}/{len(phases)}: {_summary(phase, division)}")
+        for record in _train(division, phase, data, train, validation, (seed, number), console):
+            history.append(replace(record, phase=number + 1, epoch=len(history) + 1))
+            on_epoch(history[-1])
+        changed = [name for name, digest in fingerprint(division.unchanging).items() if before[name] != digest]
+        if changed:
+            raise AssertionError(f"frozen weights changed in phase {number + 1}: {', '.join(changed)}")
+    return history
+
+
+def predict(model: keras.Model, split: Split, batch_size: int) -> np.ndarray:
+    """A model's output, in inference mode, for each picture of a split in order: float32 [N, C] for logits."""
+    forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+    batches = _read(split, np.arange(len(split.labels)), batch_size)
+    return np.concatenate([forward(tf.cast(images, tf.float32)).numpy() for images, _ in batches])
+
+
+def fingerprint(variables: list[keras.Variable]) -> dict[str, str]:
+    """SHA-256 of each variable's bytes, by place and path."""
+    return {
+        f"{place}:{variable.path}": hashlib.sha256(np.ascontiguousarray(variable.numpy()).tobytes()).hexdigest()
+        for place, variable in enumerate(variables)
+    }
+
+
+def strategy() -> tf.distribute.Strategy:
+    """All of this machine's GPUs in step where there are several; else the one device there is."""
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _train(
+    division: Division,
+    phase: Phase,
+    data: Data,
+    train: Split,
+    validation: Split,
+    seed: tuple[int, int],
+    console: Console,
+) -> Iterator[Epoch]:
+    """Trains one phase, yielding a record after each epoch, numbered within the phase."""
+    trained = division.trained
+    variables = trained.trainable_variables
+    optimizer = optimizers.optimizer(
+        phase,
+        steps_per_epoch=-(-len(train.labels) // data.batch_size),
+        scales=division.learning_rate_scales,
+        names=[variable.name for variable in variables],
+    )
+    optimizer.build(variables)
+    # Keras's callbacks reach the optimizer, the weights and the stop flag through a compiled model.
+    trained.compile(optimizer=optimizer)
+    trained.stop_training = False
+    callbacks = keras.callbacks.CallbackList(_callbacks(phase), model=trained, epochs=phase.epochs)
+    step = _compiled_step(division, optimizer, phase.label_smoothing, augment.mixture(data.augment), data.batch_size)
+    draw = _epoch_of_batches(train, data, trained.output_shape[-1])
+    whole = keras.Model(division.frozen.input, trained(division.frozen.output))
+
+    callbacks.on_train_begin()
+    for epoch in range(phase.epochs):
+        with console.bar(f"  epoch {epoch + 1}/{phase.epochs}", len(train.labels)) as advance:
+            started = time.perf_counter()
+            callbacks.on_epoch_begin(epoch)
+            totals = np.zeros(3)
+            for batch in draw(np.random.default_rng([*seed, epoch])):
+                sums = np.array([float(total) for total in step(*batch)])
+                totals += sums
+                advance(int(sums[2]))
+            trained_for = time.perf_counter() - started
+            callbacks.on_test_begin()
+            probabilities = softmax(predict(whole, validation, data.batch_size))
+            callbacks.on_test_end()
+            record = Epoch(
+                phase=1,
+                epoch=epoch + 1,
+                loss=totals[0] / totals[2],
+                accuracy=totals[1] / totals[2],
+                validation_loss=log_loss(probabilities, validation.labels),
+                validation_accuracy=accuracy(probabilities, validation.labels),
+                learning_rate=float(optimizer.learning_rate.numpy()),
+                seconds=time.perf_counter() - started,
+                images_per_second=len(train.labels) / trained_for,
+            )
+            advance(0, note=_figures(record))
+        callbacks.on_epoch_end(
+            epoch, {"val_loss": record.validation_loss, "val_accuracy": record.validation_accuracy}
+        )
+        yield record
+        if trained.stop_training:
+            break
+    callbacks.on_train_end()
+
+
+def _compiled_step(
+    division: Division,
+    optimizer: keras.optimizers.Optimizer,
+    label_smoothing: float,
+    mix: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None,
+    batch_size: int,
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """One training step over the current strategy's devices.
+
+    Returns:
+        A function of one batch, as `_epoch_of_batches` draws it, giving three sums over its pictures: of the loss, of
+        right answers, of pictures.
+    """
+    distribution = tf.distribute.get_strategy()
+    frozen, trained = division.frozen, division.trained
+    variables = trained.trainable_variables
+    cross_entropy = keras.losses.CategoricalCrossentropy(
+        from_logits=True, label_smoothing=label_smoothing, reduction="none"
+    )
+
+    def on_one_device(
+        images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, seeds: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        if mix is not None:
+            images, labels = mix(images, labels, seeds[0])
+        # Outside the tape: nothing below the cut needs a gradient.
+        features = frozen(images, training=False)
+        with tf.GradientTape() as tape:
+            logits = trained(features, training=True)
+            losses = cross_entropy(labels, logits) * weights
+            penalty = tf.add_n(trained.losses) if trained.losses else 0.0
+            # Gradients are summed over devices, so each device contributes its share of the batch's mean.
+            loss = tf.reduce_sum(losses) / batch_size + penalty / distribution.num_replicas_in_sync
+        optimizer.apply(tape.gradient(loss, variables), variables)
+        right = tf.argmax(labels, axis=-1) == tf.argmax(logits, axis=-1)
+        return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32)), tf.cast(tf.size(right), tf.float32)
+
+    @tf.function(reduce_retracing=True)
+    def step(*batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        sums = distribution.run(on_one_device, args=batch)
+        return tuple(distribution.reduce(tf.distribute.ReduceOp.SUM, total, axis=None) for total in sums)
+
+    return step  # type: ignore[no-any-return]
+
+
+def _epoch_of_batches(train: Split, data: Data, classes: int) -> Callable[[np.random.Generator], tf.data.Dataset]:
+    """Draws epochs of training batches: order and augmentation follow from the random generator alone.
+
+    Returns:
+        A function from a generator to a distributed dataset of (images float32 [N, H, W, 3] in 0..255, labels float32
+        [N, C] one-hot, weights float32 [N], seeds int32 [N, 2]).
+    """
+    change = augment.augmentation(data.augment)
+    labels = np.eye(classes, dtype=np.float32)[train.labels]
+    weights = class_weights(train.labels, classes) if data.class_weights == "balanced" else np.ones(classes)
+    weights = weights.astype(np.float32)[train.labels]
+
+    def finish(images: tf.Tensor, rows: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        images = tf.cast(images, tf.float32)
+        if change is not None:
+            images = change(images, seeds)
+        return images, tf.gather(labels, rows), tf.gather(weights, rows), seeds
+
+    def draw(random: np.random.Generator) -> tf.data.Dataset:
+        order = random.permutation(len(train.labels))
+        seeds = random.integers(np.iinfo(np.int32).max, size=(len(order), 2), dtype=np.int32)
+        batches = _read(train, order, data.batch_size, seeds).map(finish, tf.data.AUTOTUNE, deterministic=True)
+        return tf.distribute.get_strategy().experimental_distribute_dataset(batches.prefetch(2))
+
+    return draw
+
+
+def _read(split: Split, rows: np.ndarray, batch_size: int, *more: np.ndarray) -> tf.data.Dataset:
+    """Batches of (images uint8 [N, H, W, 3], rows int64 [N], more...) read from the pixel store in parallel."""
+
+    def read(rows: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        images = tf.numpy_function(split.images, [rows], tf.uint8)
+        images.set_shape([None, *split.image_shape])
+        return images, rows, *rest
+
+    batches = tf.data.Dataset.from_tensor_slices((rows.astype(np.int64), *more)).batch(batch_size)
+    return batches.map(read, tf.data.AUTOTUNE, deterministic=True)
+
+
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """float64 [C]: n / (C n_c), so that every class weighs the same and the mean weight over pictures is 1."""
+    counts = np.bincount(labels, minlength=classes)
+    return len(labels) / (classes * np.maximum(counts, 1))
+
+
+def _callbacks(phase: Phase) -> list[keras.callbacks.Callback]:
+    callbacks: list[keras.callbacks.Callback] = []
+    if phase.ema is not None:  # First, so that the others see the averaged weights at the end of an epoch.
+        callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+    if isinstance(phase.schedule, Plateau):
+        callbacks.append(
+            keras.callbacks.ReduceLROnPlateau(
+                monitor="val_accuracy",
+                mode="max",
+                factor=phase.schedule.factor,
+                patience=phase.schedule.patience,
+                min_delta=0.0,
+            )
+        )
+    if phase.early_stopping is not None:
+        callbacks.append(
+            keras.callbacks.EarlyStopping(
+                monitor="val_loss",
+                mode="min",
+                patience=phase.early_stopping.patience,
+                min_delta=phase.early_stopping.min_delta,
+                restore_best_weights=True,
+            )
+        )
+    return callbacks
+
+
+def _summary(phase: Phase, division: Division) -> str:
+    training = sum(int(np.prod(variable.shape)) for variable in division.trained.trainable_variables)
+    still = sum(int(np.prod(variable.shape)) for variable in division.unchanging)
+    return f"{training:,} weights train, {still:,} are frozen; {phase.optimizer.name} at {phase.learning_rate:g}"
+
+
+def _figures(record: Epoch) -> str:
+    return (
+        f"loss {record.loss:.3f}, accuracy {record.accuracy:.3f}; validation {record.validation_loss:.3f}, "
+        f"{record.validation_accuracy:.3f}; {record.images_per_second:.0f} images/s"
+    )

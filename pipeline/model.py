@@ -1,0 +1,147 @@
+"""The whole network: pixels, normalisation, backbone, head, logits; and its division into a frozen and a trained part.
+
+Shape letters: N pictures, H height, W width, D features, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from pipeline.backbones.base import Backbone
+from pipeline.backbones.cuts import blocks, cut_below, split, unfrozen
+from pipeline.backbones.normalise import Normalise
+from pipeline.config import Head, Phase
+
+_ACTIVATIONS: dict[str, Any] = {
+    "relu": keras.layers.ReLU,
+    "leaky_relu": lambda: keras.layers.LeakyReLU(negative_slope=0.01),
+    "elu": keras.layers.ELU,
+    "tanh": lambda: keras.layers.Activation("tanh"),
+    "sigmoid": lambda: keras.layers.Activation("sigmoid"),
+}
+_POOLINGS: dict[str, Any] = {
+    "avg": keras.layers.GlobalAveragePooling2D,
+    "max": keras.layers.GlobalMaxPooling2D,
+    "flatten": keras.layers.Flatten,
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its parts, which share their layers.
+
+    Attributes:
+        normalise: pixels to what the backbone expects.
+        backbone: normalised pixels to feature maps or features.
+        head: features to logits.
+        model: all three: float32 [N, H, W, 3] in 0..255 to float32 [N, C].
+        block_end: where the backbone's blocks end, from its row of the table.
+    """
+
+    normalise: Normalise
+    backbone: keras.Model
+    head: keras.Model
+    model: keras.Model
+    block_end: str
+
+
+@dataclass(frozen=True)
+class Division:
+    """A network divided for one phase. `trained(frozen(pixels))` are the logits.
+
+    Attributes:
+        frozen: normalisation and the backbone's layers below the cut; always in inference mode.
+        trained: the layers above the cut, head included.
+        unchanging: every variable that must be bit-identical after the phase.
+        learning_rate_scales: the multiple of the learning rate for each of `trained.trainable_variables`, in order:
+            1 for the head, `layer_decay` once more for each block below it.
+    """
+
+    frozen: keras.Model
+    trained: keras.Model
+    unchanging: list[keras.Variable]
+    learning_rate_scales: list[float]
+
+
+def build(backbone: keras.Model, row: Backbone, mean: np.ndarray | None, head: Head, classes: int) -> Network:
+    """Puts normalisation below a backbone and a new head on top of it.
+
+    Args:
+        backbone: built and loaded, from `weights.load`.
+        row: the backbone's row of the table.
+        mean: what to subtract, in 0..255: float32 [3] or [H, W, 3]; None for the network's own contract.
+        head: the layers on top.
+        classes: C.
+    """
+    height, width = backbone.input_shape[1:3]
+    pixels = keras.Input((height, width, 3), name="pixels")
+    normalise = Normalise(row.contract, mean)
+    top = _head(backbone.output_shape[1:], head, classes)
+    logits = top(backbone(normalise(pixels)))
+    return Network(normalise, backbone, top, keras.Model(pixels, logits, name="graft"), row.block_end)
+
+
+def divide(network: Network, phase: Phase) -> Division:
+    """Freezes what a phase freezes, and divides the network at the highest cut below everything that trains.
+
+    Raises:
+        ConfigError: `phase.unfreeze` names a layer or a number of blocks that the backbone does not have.
+    """
+    names = unfrozen(network.backbone, network.block_end, phase.unfreeze)
+    for layer in network.backbone.layers:
+        layer.trainable = layer.name in set(names)
+    trunk, tail = split(network.backbone, cut_below(network.backbone, names))
+
+    pixels = keras.Input(network.model.input_shape[1:], name="pixels")
+    normalised = network.normalise(pixels)
+    frozen = keras.Model(pixels, normalised if trunk is None else trunk(normalised), name="frozen")
+
+    features = keras.Input(frozen.output_shape[1:], name="features")
+    # Fixed here, so that the head's own dropout and batch normalisation can train above a backbone that does not.
+    mode = {"training": False} if phase.backbone_mode == "inference" else {}
+    trained = keras.Model(features, network.head(features if tail is None else tail(features, **mode)), name="trained")
+
+    may_change = {id(variable) for variable in network.backbone.trainable_variables}
+    if phase.backbone_mode == "training":
+        may_change |= {id(v) for name in names for v in network.backbone.get_layer(name).variables}
+    return Division(
+        frozen=frozen,
+        trained=trained,
+        unchanging=[v for v in network.normalise.variables + network.backbone.variables if id(v) not in may_change],
+        learning_rate_scales=_learning_rate_scales(network, trained, phase.layer_decay or 1.0),
+    )
+
+
+def _head(feature_shape: tuple[int, ...], head: Head, classes: int) -> keras.Model:
+    features = x = keras.Input(feature_shape, name="features")
+    if len(feature_shape) > 1:
+        x = _POOLINGS[head.pooling](name="pool")(x)
+
+    def dense(units: int, name: str) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            units,
+            name=name,
+            kernel_initializer=head.initializer,
+            kernel_regularizer=keras.regularizers.L2(head.l2) if head.l2 else None,
+        )
+
+    for number, units in enumerate(head.hidden_units, start=1):
+        if head.dropout:
+            x = keras.layers.Dropout(head.dropout)(x)
+        x = dense(units, f"hidden_{number}")(x)
+        if head.batch_norm:
+            x = keras.layers.BatchNormalization()(x)
+        x = _ACTIVATIONS[head.activation]()(x)
+    if head.dropout:
+        x = keras.layers.Dropout(head.dropout)(x)
+    return keras.Model(features, dense(classes, "logits")(x), name="head")
+
+
+def _learning_rate_scales(network: Network, trained: keras.Model, layer_decay: float) -> list[float]:
+    depths = {id(variable): 0 for variable in network.head.trainable_variables}
+    for depth, block in enumerate(reversed(blocks(network.backbone, network.block_end)), start=1):
+        for name in block:
+            depths |= {id(variable): depth for variable in network.backbone.get_layer(name).trainable_variables}
+    return [layer_decay ** depths[id(variable)] for variable in trained.trainable_variables]

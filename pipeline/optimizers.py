@@ -1,0 +1,73 @@
+"""A phase's optimizer and learning-rate schedule, from Keras, with a learning rate per variable."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pipeline.config import SGD, Adam, AdamW, Constant, Cosine, Phase, Plateau, RMSprop, Step
+
+# Parameters of these names shift and scale; decaying them towards zero is not what weight decay is for.
+_NOT_DECAYED = ("bias", "gamma", "beta")
+
+
+def optimizer(phase: Phase, steps_per_epoch: int, scales: list[float], names: list[str]) -> keras.optimizers.Optimizer:
+    """The optimizer of one phase.
+
+    Args:
+        phase: its optimizer, learning rate, schedule, weight decay, clipping and averaging.
+        steps_per_epoch: training steps in an epoch.
+        scales: for each trained variable, in order, its multiple of the learning rate.
+        names: their names, e.g. "kernel".
+    """
+    common = {
+        "learning_rate": learning_rate(phase, steps_per_epoch),
+        "global_clipnorm": phase.clip_norm,
+        "use_ema": phase.ema is not None,
+        "ema_momentum": phase.ema or 0.99,
+    }
+    decays = [0.0 if name in _NOT_DECAYED else phase.weight_decay for name in names]
+    match phase.optimizer:
+        case SGD(momentum=momentum, nesterov=nesterov):
+            return _per_variable(keras.optimizers.SGD, scales, decays)(momentum=momentum, nesterov=nesterov, **common)
+        case RMSprop(momentum=momentum):
+            return _per_variable(keras.optimizers.RMSprop, scales, decays)(momentum=momentum, **common)
+        case Adam() | AdamW():  # AdamW is Adam with the decoupled weight decay that `_per_variable` adds.
+            return _per_variable(keras.optimizers.Adam, scales, decays)(**common)
+
+
+def learning_rate(phase: Phase, steps_per_epoch: int) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate as a function of the step, or a number where the schedule is not one of the step."""
+    schedules = keras.optimizers.schedules
+    steps = phase.epochs * steps_per_epoch
+    match phase.schedule:
+        case Constant() | Plateau():
+            return phase.learning_rate
+        case Step(every_epochs=every, factor=factor):
+            return schedules.ExponentialDecay(phase.learning_rate, every * steps_per_epoch, factor, staircase=True)
+        case Cosine(warmup_epochs=0):
+            return schedules.CosineDecay(phase.learning_rate, steps)
+        case Cosine(warmup_epochs=warmup):
+            warmup_steps = max(1, round(warmup * steps_per_epoch))
+            return schedules.CosineDecay(
+                0.0, steps - warmup_steps, warmup_target=phase.learning_rate, warmup_steps=warmup_steps
+            )
+
+
+def _per_variable(kind: type, scales: list[float], decays: list[float]) -> type:
+    """A Keras optimizer class in which each variable has its own learning rate and weight decay.
+
+    Scaling the learning rate, unlike scaling the gradient, is right under Adam too. The decay is decoupled and follows
+    the variable's own learning rate (Loshchilov and Hutter, 2019).
+    """
+
+    class PerVariable(kind):  # type: ignore[misc]
+        def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: Any) -> None:
+            index = self._get_variable_index(variable)
+            learning_rate = tf.cast(learning_rate, variable.dtype) * scales[index]
+            if decays[index]:
+                variable.assign_sub(variable * decays[index] * learning_rate)
+            super().update_step(gradient, variable, learning_rate)
+
+    PerVariable.__name__ = kind.__name__
+    return PerVariable

@@ -1,0 +1,142 @@
+"""Tuning policy: how much to train, as pure functions of a dataset's size.
+
+Few pictures: fix more weights. Many: train more of them, always at a learning rate far below the head's. How unlike
+the pretraining data the pictures are cannot be told from their number; who knows it can unfreeze more.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.config import SGD, Augment, Blocks, Cosine, EarlyStopping, Phase, Plateau, Share
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to train and how.
+
+    Attributes:
+        phases: for the config, in order.
+        augment: for the config.
+        reason: why, in one sentence for the user.
+    """
+
+    phases: list[Phase]
+    augment: Augment
+    reason: str
+
+
+@dataclass(frozen=True)
+class Tier:
+    """What datasets of at least this size get, unless a later tier fits them too."""
+
+    pictures: int
+    pictures_per_class: int
+    phases: list[Phase]
+    augment: Augment
+    reason: str
+
+
+_HEAD_RATE = 1e-3
+
+# From fewest to most pictures; each unfreezes at least what the one before does, whatever the network.
+TIERS = [
+    Tier(
+        pictures=0,
+        pictures_per_class=0,
+        phases=[Phase(epochs=30, learning_rate=_HEAD_RATE, unfreeze="head")],
+        augment=Augment(flip="horizontal", crop_scale=0.7, rotation=10, color=0.1),
+        reason="too few to change pretrained layers without memorising them: the head alone learns, from augmented pictures",
+    ),
+    Tier(
+        pictures=0,
+        pictures_per_class=20,
+        phases=[
+            Phase(epochs=10, learning_rate=_HEAD_RATE, unfreeze="head"),
+            Phase(epochs=10, learning_rate=1e-5, unfreeze=Blocks(blocks=2)),
+        ],
+        augment=Augment(flip="horizontal", crop_scale=0.7),
+        reason="enough to train the head and then adapt the top two blocks gently",
+    ),
+    Tier(
+        pictures=1_000,
+        pictures_per_class=200,
+        phases=[
+            Phase(epochs=5, learning_rate=_HEAD_RATE, unfreeze="head"),
+            Phase(
+                epochs=15,
+                learning_rate=1e-4,
+                unfreeze=Blocks(blocks=2),
+                schedule=Cosine(),
+                early_stopping=EarlyStopping(patience=5),
+            ),
+        ],
+        augment=Augment(flip="horizontal", crop_scale=0.5),
+        reason="hundreds a class can move the top two blocks ten times faster than a smaller set could",
+    ),
+    Tier(
+        pictures=10_000,
+        pictures_per_class=200,
+        phases=[
+            Phase(epochs=3, learning_rate=_HEAD_RATE, unfreeze="head"),
+            Phase(
+                epochs=12,
+                learning_rate=1e-4,
+                unfreeze=Share(fraction=0.5),
+                schedule=Cosine(warmup_epochs=1),
+                early_stopping=EarlyStopping(patience=3),
+            ),
+        ],
+        augment=Augment(flip="horizontal", crop_scale=0.5, color=0.1),
+        reason="tens of thousands can retrain half the network",
+    ),
+    Tier(
+        pictures=200_000,
+        pictures_per_class=200,
+        phases=[
+            Phase(epochs=1, learning_rate=_HEAD_RATE, unfreeze="head"),
+            Phase(
+                epochs=10,
+                learning_rate=1e-4,
+                unfreeze="all",
+                schedule=Cosine(warmup_epochs=1),
+                early_stopping=EarlyStopping(patience=3),
+            ),
+        ],
+        augment=Augment(flip="horizontal", crop_scale=0.4, color=0.2),
+        reason="hundreds of thousands can retrain every layer, starting from the pretrained weights",
+    ),
+]
+
+
+def suggest(n_images: int, n_classes: int, pretrained: bool = True) -> Suggestion:
+    """How to train on a dataset of this size.
+
+    Args:
+        n_images: pictures of all splits together.
+        n_classes: at least 1.
+        pretrained: whether the backbone starts from pretrained weights. Without them everything has to be trained,
+            however few pictures there are.
+    """
+    if not pretrained:
+        return _FROM_SCRATCH
+    per_class = n_images / n_classes
+    tier = [t for t in TIERS if n_images >= t.pictures and per_class >= t.pictures_per_class][-1]
+    size = f"{n_images:,} pictures, about {per_class:,.0f} a class"
+    return Suggestion(tier.phases, tier.augment, f"{size}: {tier.reason}.")
+
+
+# AlexNet's recipe (Krizhevsky et al., 2012).
+_FROM_SCRATCH = Suggestion(
+    phases=[
+        Phase(
+            epochs=90,
+            learning_rate=1e-2,
+            unfreeze="all",
+            optimizer=SGD(momentum=0.9),
+            schedule=Plateau(patience=5),
+            weight_decay=5e-4,
+            backbone_mode="training",
+        )
+    ],
+    augment=Augment(flip="horizontal", crop_scale=0.5, color=0.2),
+    reason="There are no pretrained weights, so every layer learns from scratch, at a much higher learning rate.",
+)

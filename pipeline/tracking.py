@@ -1,0 +1,473 @@
+"""MLflow, by way of a journal.
+
+A run writes what it has to say into `run_dir/tracking.jsonl`, one JSON object a line, and `deliver` replays the lines
+that MLflow has not taken yet: during the run after every line, or later, for `graft sync`. There is no other way of
+delivering. Each line can be replayed without harm, so a crash at any moment costs nothing but a repetition.
+
+    kind                fields
+    run                 id, uri, experiment, name, time; the first line
+    params, tags        values: a dict of strings
+    metrics             values: a dict of numbers, or "nan", "inf" and "-inf"; step, time
+    dataset             name, digest, source_type, source, profile, context
+    artifact            path, relative to run_dir; folder
+    model               export_dir, absolute; name; example, base64
+    status              status, time; the last line
+
+Times are milliseconds since 1970. How far the journal was delivered stands in `run_dir/tracking.state.json`.
+"""
+
+import base64
+import importlib.metadata
+import json
+import math
+import os
+import re
+import shlex
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+from pipeline.config import RunConfig
+from pipeline.console import Console
+from pipeline.errors import ConfigError, TrackingError
+
+JOURNAL = "tracking.jsonl"
+STATE = "tracking.state.json"
+
+_RUN_TAG = "graft.run_dir_id"
+
+_ENVIRONMENT = {
+    # The journal is the retry. A request that is repeated blindly could also create a second run.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # A uv.lock where graft happens to be started has nothing to do with what the model needs.
+    "MLFLOW_UV_AUTO_DETECT": "false",
+}
+
+_FIRST_WAIT_S = 30.0
+
+
+def resolve_uri(config: RunConfig) -> str:
+    """Where a run is tracked: `tracking.uri`, else MLFLOW_TRACKING_URI, else `mlflow.db` in `output_dir`.
+
+    Paths come back absolute, for the journal may be delivered from another working directory.
+
+    Raises:
+        ConfigError: the URI is a plain folder, which MLflow no longer supports.
+    """
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return _sqlite_uri(Path(config.output_dir) / "mlflow.db")
+    if uri.startswith("sqlite:///"):
+        path, mark, options = uri.partition("?")
+        return _sqlite_uri(_sqlite_path(path)) + mark + options
+    if uri.startswith("file:") or ("://" not in uri and uri != "databricks"):
+        raise ConfigError(
+            "The MLflow tracking URI (tracking.uri, or the environment variable MLFLOW_TRACKING_URI) names a plain "
+            "folder, which MLflow no longer supports. Allowed: a server as http://HOST:PORT, or a database such as "
+            f"sqlite:///PATH/mlflow.db. Received: {uri}"
+        )
+    return uri
+
+
+def connect(uri: str) -> Any:
+    """An `mlflow.MlflowClient` for a tracking URI; MLflow is set up to be quiet and to fail at once, unless the
+    environment says otherwise."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+# ------------------------------------------------------------------------------------------------------------- journal
+
+
+class Tracker:
+    """Where a run puts what MLflow shall know.
+
+    No call raises because MLflow is away or refuses: the first failure is a warning, the next attempts come at growing
+    intervals, and `finish` makes a last one.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        console: Console,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts the journal of a run.
+
+        Args:
+            run_dir: the run's folder; it exists and holds no journal.
+            uri: as `resolve_uri` gives it.
+            experiment: MLflow experiment, created where missing.
+            run_name: the name MLflow shows.
+            console: told once when MLflow is away.
+            clock: seconds; paces the attempts.
+        """
+        # MLflow waits two minutes for an answer; training shall not. `graft sync` has the time.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        self._run_dir = run_dir.resolve()
+        self._console = console
+        self._clock = clock
+        self._wait_s = 0.0
+        self._retry_at = -math.inf
+        # A tracking URI may hold a password.
+        (self._run_dir / JOURNAL).touch(mode=0o600, exist_ok=False)
+        self._append("run", id=uuid.uuid4().hex, uri=uri, experiment=experiment, name=run_name, time=_now_ms())
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None while MLflow has not been reached."""
+        return _read_state(self._run_dir).run_id
+
+    def params(self, flat: Mapping[str, Any]) -> None:
+        """Logs parameters, as text; what MLflow has no room for, beyond 6000 characters, is cut."""
+        self._append("params", values={key: str(value)[:6000] for key, value in flat.items()})
+
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        """Sets tags, as text of up to 5000 characters; an earlier value is replaced."""
+        self._append("tags", values={key: str(value)[:5000] for key, value in tags.items()})
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Logs numbers at a step. Names: letters, digits, and `_ - . / : space`.
+
+        SQL stores keep nan, and the largest float in place of an infinity.
+        """
+        assert all(re.fullmatch(r"[\w\-. /:]{1,250}", name) for name in values), f"MLflow refuses a name in {values}"
+        # JSON has no word for nan and the infinities.
+        numbers = {name: float(x) if math.isfinite(x) else str(float(x)) for name, x in values.items()}
+        self._append("metrics", values=numbers, step=step, time=_now_ms())
+
+    def dataset(
+        self, name: str, digest: str, source_type: str, source: str, profile: Mapping[str, int], context: str
+    ) -> None:
+        """Logs which data the run used.
+
+        Args:
+            name: what the data is called.
+            digest: hexadecimal digest of its content; MLflow has room for 36 characters of it.
+            source_type: one that MLflow knows (local, http, hugging_face) or another word.
+            source: path or address of the data.
+            profile: counts, e.g. of pictures per split.
+            context: what the data was used for, e.g. training.
+        """
+        self._append(
+            "dataset",
+            name=name[:500],
+            digest=digest[:36],
+            source_type=source_type,
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(dict(profile)),
+            context=context,
+        )
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Uploads a file, or a directory under its name, from inside the run's folder to `folder` of the artifacts."""
+        self._append("artifact", path=str(path.resolve().relative_to(self._run_dir)), folder=folder)
+
+    def model(self, export_dir: Path, name: str, example: bytes) -> None:
+        """Logs an exported model and registers it.
+
+        Args:
+            export_dir: the SavedModel. Its signature `serving_default` takes `image_bytes` (string [N]) to
+                `probabilities` (float32 [N, C]), `label` (string [N]) and `score` (float32 [N]).
+            name: of the registered model, created where missing.
+            example: one encoded picture, the model's input example; small, for the journal holds it.
+        """
+        self._append(
+            "model", export_dir=str(export_dir.resolve()), name=name, example=base64.b64encode(example).decode()
+        )
+
+    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Ends the run, and says how to deliver later what could not be delivered now."""
+        self._retry_at = -math.inf
+        self._append("status", status=status, time=_now_ms())
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        with (self._run_dir / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps({"kind": kind, **fields}, allow_nan=False) + "\n")
+        if self._clock() < self._retry_at:
+            return
+        try:
+            deliver(self._run_dir, self._console)
+        except TrackingError as error:
+            if kind == "status":
+                self._console.warn(str(error))
+            elif not self._wait_s:
+                self._console.warn(f"{error} The run goes on, and tries again by itself.")
+            self._wait_s = self._wait_s * 2 or _FIRST_WAIT_S
+            self._retry_at = self._clock() + self._wait_s
+
+
+# ------------------------------------------------------------------------------------------------------------ delivery
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What `deliver` did.
+
+    Attributes:
+        run_id: MLflow's id of the run.
+        uri: where it went, without a password.
+        records: how many lines of the journal were delivered this time; 0 when nothing was left.
+    """
+
+    run_id: str
+    uri: str
+    records: int
+
+
+@dataclass(frozen=True)
+class _State:
+    run_id: str | None = None
+    delivered: int = 0
+
+
+@dataclass(frozen=True)
+class _Target:
+    client: Any
+    run_id: str
+    run_dir: Path
+    console: Console
+
+
+def deliver(run_dir: Path, console: Console) -> Delivery:
+    """Brings to MLflow what it has not had of a run's journal.
+
+    Raises:
+        TrackingError: MLflow is away or refuses, or `run_dir` holds no journal.
+    """
+    records = _read_journal(run_dir)
+    header, state = records[0], _read_state(run_dir)
+    already = state.delivered
+    try:
+        client = connect(header["uri"])
+        run_id = state.run_id or _open_run(client, header)
+        target = _Target(client, run_id, run_dir, console)
+        for delivered, record in enumerate(records[already:], start=already + 1):
+            _SENDERS[record["kind"]](target, record)
+            _write_state(run_dir, _State(run_id, delivered))
+    except AssertionError:
+        raise
+    except Exception as error:
+        # MLflow's stores and artifact clients are plug-ins that raise what they like: its own, SQLAlchemy's,
+        # requests', botocore's errors.
+        reason = (str(error).strip().splitlines() or [""])[0][:300] or type(error).__name__
+        raise TrackingError(
+            _without_password(
+                f"MLflow at {header['uri']} did not take all records of this run: {reason.rstrip('.')}. They are kept "
+                f"in the run's folder. Deliver them once MLflow is there: graft sync {shlex.quote(str(run_dir))}"
+            )
+        ) from error
+    return Delivery(run_id, _without_password(header["uri"]), len(records) - already)
+
+
+def _open_run(client: Any, header: dict[str, Any]) -> str:
+    """The run that belongs to a journal: the one that an interrupted delivery created, or a new one."""
+    experiment = client.get_experiment_by_name(header["experiment"])
+    if experiment is None:
+        experiment_id = client.create_experiment(header["experiment"], _artifact_location(header["uri"]))
+    else:
+        experiment_id = experiment.experiment_id
+    if runs := client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{header['id']}'", max_results=1):
+        return str(runs[0].info.run_id)
+    run = client.create_run(experiment_id, header["time"], {_RUN_TAG: header["id"]}, header["name"])
+    return str(run.info.run_id)
+
+
+def _send_nothing(target: _Target, record: dict[str, Any]) -> None:
+    """The first line; `_open_run` has used it."""
+
+
+def _send_params(target: _Target, record: dict[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    for batch in _batches([Param(*item) for item in record["values"].items()], 100):
+        target.client.log_batch(target.run_id, params=batch)
+
+
+def _send_tags(target: _Target, record: dict[str, Any]) -> None:
+    from mlflow.entities import RunTag
+
+    for batch in _batches([RunTag(*item) for item in record["values"].items()], 100):
+        target.client.log_batch(target.run_id, tags=batch)
+
+
+def _send_metrics(target: _Target, record: dict[str, Any]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [Metric(name, float(x), record["time"], record["step"]) for name, x in record["values"].items()]
+    for batch in _batches(metrics, 1000):
+        target.client.log_batch(target.run_id, metrics=batch)
+
+
+def _send_dataset(target: _Target, record: dict[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        record["name"], record["digest"], record["source_type"], record["source"], profile=record["profile"]
+    )
+    context = InputTag("mlflow.data.context", record["context"])
+    target.client.log_inputs(target.run_id, [DatasetInput(dataset, [context])])
+
+
+def _send_artifact(target: _Target, record: dict[str, Any]) -> None:
+    path = target.run_dir / record["path"]
+    if not path.exists():
+        target.console.warn(f"{path} is no longer there and could not be brought to MLflow.")
+        return
+    target.client.log_artifact(target.run_id, str(path), record["folder"] or None)
+
+
+def _send_model(target: _Target, record: dict[str, Any]) -> None:
+    client, run_id, name = target.client, target.run_id, record["name"]
+    export_dir = Path(record["export_dir"])
+    if not export_dir.is_dir():
+        target.console.warn(f"The exported model {export_dir} is no longer there and could not be brought to MLflow.")
+        return
+    run = client.get_run(run_id)
+    experiment_id = run.info.experiment_id
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    model = found[0] if found else client.create_logged_model(experiment_id, "model", run_id)
+    if model.status != "READY":
+        with TemporaryDirectory() as folder:
+            _save_model(Path(folder) / "model", export_dir, base64.b64decode(record["example"]), model)
+            client.log_model_artifacts(model.model_id, f"{folder}/model")
+        client.finalize_logged_model(model.model_id, "READY")
+    if model.model_id not in [output.model_id for output in run.outputs.model_outputs]:
+        from mlflow.entities import LoggedModelOutput
+
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    versions = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
+    version = (
+        versions[0]
+        if versions
+        else client.create_model_version(name, model.artifact_location, run_id, model_id=model.model_id)
+    )
+    # MLflow's own link from the logged model to the registered one.
+    link = json.dumps([{"name": name, "version": version.version}])
+    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
+
+
+def _save_model(path: Path, export_dir: Path, example: bytes, logged: Any) -> None:
+    """Writes the SavedModel at `export_dir` and `mlflow_model.py` as an MLflow model to `path`."""
+    import mlflow
+    import pandas  # type: ignore[import-untyped]
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    mlflow.pyfunc.save_model(
+        path,
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location,
+            run_id=logged.source_run_id,
+            model_uuid=logged.model_id,
+            model_id=logged.model_id,
+        ),
+        python_model=Path(__file__).with_name("mlflow_model.py"),
+        artifacts={"saved_model": str(export_dir)},
+        signature=ModelSignature(
+            Schema([ColSpec(DataType.binary, "image")]),
+            Schema(
+                [
+                    ColSpec(DataType.string, "label"),
+                    ColSpec(DataType.double, "score"),
+                    ColSpec(Array(DataType.double), "probabilities"),
+                ]
+            ),
+        ),
+        input_example=pandas.DataFrame({"image": [example]}),
+        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in ("mlflow", "tensorflow")],
+    )
+
+
+def _send_status(target: _Target, record: dict[str, Any]) -> None:
+    target.client.set_terminated(target.run_id, record["status"], record["time"])
+
+
+_SENDERS: dict[str, Callable[[_Target, dict[str, Any]], None]] = {
+    "run": _send_nothing,
+    "params": _send_params,
+    "tags": _send_tags,
+    "metrics": _send_metrics,
+    "dataset": _send_dataset,
+    "artifact": _send_artifact,
+    "model": _send_model,
+    "status": _send_status,
+}
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def _read_journal(run_dir: Path) -> list[dict[str, Any]]:
+    try:
+        text = (run_dir / JOURNAL).read_text(encoding="utf-8")
+    except OSError as error:
+        raise TrackingError(
+            f"There is nothing to deliver: {run_dir} holds no {JOURNAL}. Give the folder of a run, as graft run prints "
+            f"it at its end: <output_dir>/<name>/<time>. Received: {run_dir} ({error.strerror})"
+        ) from None
+    # A run that was killed may have left half a line at the end.
+    records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    if not records:
+        raise TrackingError(f"There is nothing to deliver: {run_dir / JOURNAL} is empty; the run ended as it began.")
+    return records
+
+
+def _read_state(run_dir: Path) -> _State:
+    path = run_dir / STATE
+    return _State(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else _State()
+
+
+def _write_state(run_dir: Path, state: _State) -> None:
+    scratch = run_dir / f"{STATE}.new"
+    scratch.write_text(json.dumps(asdict(state)), encoding="utf-8")
+    scratch.replace(run_dir / STATE)
+
+
+# ---------------------------------------------------------------------------------------------------------- small help
+
+
+def _sqlite_uri(path: Path) -> str:
+    """SQLAlchemy decodes percent signs in a database's path and reads a query behind a question mark."""
+    return "sqlite:///" + re.sub("[%?#]", lambda match: quote(match[0]), str(path.absolute()))
+
+
+def _sqlite_path(uri: str) -> Path:
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside a SQLite database; a server, or another database, has its own default."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return _sqlite_path(uri).with_name("mlartifacts").as_uri()
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

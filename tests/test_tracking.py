@@ -1,0 +1,519 @@
+"""Real stores: SQLite in a temporary folder, and MLflow's own server where a server has to go away and come back."""
+
+import contextlib
+import json
+import math
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from pipeline import config
+from pipeline.console import Console
+from pipeline.errors import ConfigError, TrackingError
+from pipeline.tracking import JOURNAL, STATE, Tracker, connect, deliver, resolve_uri
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tracking sets defaults in the environment; no other test shall see them."""
+    with mock.patch.dict(os.environ):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's schema, made once: its migrations take over a second."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with mock.patch.dict(os.environ):
+        connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_database: Path) -> str:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def export_dir(tmp_path: Path) -> Path:
+    """What stands in for a SavedModel where nobody loads it."""
+    path = tmp_path / "export" / "ants" / "1"
+    path.mkdir(parents=True)
+    (path / "saved_model.pb").write_bytes(b"graph")
+    return path
+
+
+def picture() -> bytes:
+    from PIL import Image
+
+    stream = BytesIO()
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def whole_run(run_dir: Path, uri: str, export_dir: Path) -> Tracker:
+    """Everything a run says, once."""
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+    tracker.params({"seed": 0, "data.path": "pictures"})
+    tracker.tags({"graft.code_commit": "abc"})
+    tracker.dataset("ants", "d" * 64, "local", "/pictures", {"train": 244, "test": 153}, "training")
+    for step in range(3):
+        tracker.metrics({"loss": 1 / (step + 1), "accuracy": 0.5}, step)
+    (run_dir / "report.json").write_text("{}")
+    tracker.artifact(run_dir / "report.json")
+    tracker.model(export_dir, "ants", picture())
+    tracker.finish("FINISHED")
+    return tracker
+
+
+def contents(uri: str) -> dict[str, Any]:
+    """What a store holds of the experiment `insects`; lists, so that something that is there twice shows."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("insects")
+    runs = client.search_runs([experiment.experiment_id])
+    models = client.search_logged_models([experiment.experiment_id])
+    return {
+        "runs": [(run.info.run_name, run.info.status) for run in runs],
+        "params": [run.data.params for run in runs],
+        "commits": [run.data.tags["graft.code_commit"] for run in runs],
+        "loss": [[(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")] for run in runs],
+        "datasets": [data.dataset.name for run in runs for data in run.inputs.dataset_inputs],
+        "artifacts": [file.path for run in runs for file in client.list_artifacts(run.info.run_id)],
+        "models": [(model.status, model.source_run_id) for model in models],
+        "outputs": [output.model_id for run in runs for output in run.outputs.model_outputs],
+        "versions": [(v.name, int(v.version), v.run_id) for v in client.search_model_versions()],
+    }
+
+
+def expected(run_id: str, model_id: str) -> dict[str, Any]:
+    return {
+        "runs": [("ants", "FINISHED")],
+        "params": [{"seed": "0", "data.path": "pictures"}],
+        "commits": ["abc"],
+        "loss": [[(0, 1.0), (1, 1 / 2), (2, 1 / 3)]],
+        "datasets": ["ants"],
+        "artifacts": ["report.json"],
+        "models": [("READY", run_id)],
+        "outputs": [model_id],
+        "versions": [("ants", 1, run_id)],
+    }
+
+
+def assert_delivered_once(run_dir: Path, uri: str) -> None:
+    found = contents(uri)
+    run_id = json.loads((run_dir / STATE).read_text())["run_id"]
+    assert found == expected(run_id, found["outputs"][0])
+
+
+# ------------------------------------------------------------------------------------------------------------- content
+
+
+def test_mlflow_shows_what_the_run_said(run_dir: Path, uri: str, export_dir: Path) -> None:
+    tracker = whole_run(run_dir, uri, export_dir)
+
+    assert_delivered_once(run_dir, uri)
+    run = connect(uri).get_run(tracker.run_id)
+    assert run.info.artifact_uri.startswith((run_dir.parent / "mlartifacts").as_uri())
+    assert run.info.start_time <= run.info.end_time <= time.time() * 1000
+
+
+def test_dataset_keeps_source_profile_and_context(run_dir: Path, uri: str) -> None:
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+    tracker.dataset("ants", "0123456789abcdef" * 4, "local", "/pictures/a b", {"train": 244}, "training")
+
+    (used,) = connect(uri).get_run(tracker.run_id).inputs.dataset_inputs
+    assert used.dataset.digest == ("0123456789abcdef" * 4)[:36]
+    assert used.dataset.source_type == "local"
+    assert json.loads(used.dataset.source) == {"uri": "/pictures/a b"}
+    assert json.loads(used.dataset.profile) == {"train": 244}
+    assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "training"}
+
+
+def test_many_and_long_params_fit(run_dir: Path, uri: str) -> None:
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+    tracker.params({f"head.{i}": None for i in range(250)} | {"data.classes": ["bee"] * 3000})
+
+    params = connect(uri).get_run(tracker.run_id).data.params
+    assert len(params) == 251
+    assert params["head.7"] == "None"
+    assert params["data.classes"] == str(["bee"] * 3000)[:6000]
+
+
+def test_numbers_that_are_not_finite(run_dir: Path, uri: str) -> None:
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+    tracker.metrics({"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1e-300}, step=0)
+
+    metrics = connect(uri).get_run(tracker.run_id).data.metrics
+    assert math.isnan(metrics["a"])
+    assert (metrics["b"], metrics["c"], metrics["d"]) == (sys.float_info.max, -sys.float_info.max, 1e-300)
+    assert "NaN" not in (run_dir / JOURNAL).read_text(), "strict JSON"
+
+
+def test_artifacts_go_where_they_are_told(run_dir: Path, uri: str) -> None:
+    (run_dir / "plots").mkdir()
+    (run_dir / "plots" / "loss.png").write_bytes(picture())
+    (run_dir / "report.json").write_text("{}")
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+    tracker.artifact(run_dir / "plots")
+    tracker.artifact(run_dir / "plots" / "loss.png", "pictures")
+    tracker.artifact(run_dir / "report.json")
+
+    client = connect(uri)
+    found = {
+        file.path
+        for folder in (None, "plots", "pictures")
+        for file in client.list_artifacts(tracker.run_id, folder)
+        if not file.is_dir
+    }
+    assert found == {"plots/loss.png", "pictures/loss.png", "report.json"}
+
+
+def test_a_file_that_is_gone_is_a_warning(run_dir: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+    tracker.artifact(run_dir / "gone.png")
+    tracker.model(run_dir / "gone", "ants", picture())
+    tracker.finish("FAILED")
+
+    assert connect(uri).get_run(tracker.run_id).info.status == "FAILED"
+    warnings = capsys.readouterr().err
+    assert "gone.png is no longer there" in warnings
+    assert "exported model" in warnings
+
+
+@pytest.mark.slow
+def test_the_model_predicts_and_nothing_is_unpickled(
+    run_dir: Path, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cloudpickle
+    import mlflow
+    import numpy as np
+    import pandas
+    import tensorflow as tf
+
+    class Reddest(tf.Module):
+        """The label is the strongest channel."""
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
+        def __call__(self, image_bytes: Any) -> Any:
+            def mean(encoded: Any) -> Any:
+                pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+                return tf.reduce_mean(tf.cast(pixels, tf.float32), [0, 1]) / 64
+
+            probabilities = tf.nn.softmax(tf.map_fn(mean, image_bytes, fn_output_signature=tf.float32))
+            label = tf.gather(["red", "green", "blue"], tf.argmax(probabilities, -1))
+            return {"probabilities": probabilities, "label": label, "score": tf.reduce_max(probabilities, -1)}
+
+    module = Reddest()
+    tf.saved_model.save(module, str(tmp_path / "export"), {"serving_default": module.__call__})
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+    tracker.model(tmp_path / "export", "ants", picture())
+    (version,) = connect(uri).search_model_versions("name = 'ants'")
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something was unpickled")
+
+    for library in (pickle, cloudpickle):
+        monkeypatch.setattr(library, "load", refuse)
+        monkeypatch.setattr(library, "loads", refuse)
+    model = mlflow.pyfunc.load_model(version.source)
+    result = model.predict(pandas.DataFrame({"image": [picture(), picture()]}))
+
+    assert result["label"].tolist() == ["red", "red"]
+    probabilities = np.array(result["probabilities"].tolist())
+    assert probabilities.shape == (2, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(result["score"], probabilities[:, 0])
+    assert [column.name for column in model.metadata.signature.inputs] == ["image"]
+    assert [column.name for column in model.metadata.signature.outputs] == ["label", "score", "probabilities"]
+    folder = Path(mlflow.artifacts.download_artifacts(version.source))
+    assert f"tensorflow=={tf.__version__}" in (folder / "requirements.txt").read_text().splitlines()
+    served = json.loads((folder / "serving_input_example.json").read_text())
+    assert served["dataframe_split"]["columns"] == ["image"]
+
+
+# ------------------------------------------------------------------------------------------------------------ delivery
+
+
+def test_a_second_delivery_does_nothing(run_dir: Path, uri: str, export_dir: Path) -> None:
+    whole_run(run_dir, uri, export_dir)
+    before = (run_dir / STATE).stat().st_mtime_ns
+
+    assert deliver(run_dir, Console()).records == 0
+    assert (run_dir / STATE).stat().st_mtime_ns == before
+    assert_delivered_once(run_dir, uri)
+
+
+def test_nothing_is_doubled_when_the_state_is_lost(run_dir: Path, uri: str, export_dir: Path) -> None:
+    tracker = whole_run(run_dir, uri, export_dir)
+    run_id = tracker.run_id
+    (run_dir / STATE).unlink()
+
+    delivery = deliver(run_dir, Console())
+
+    assert (delivery.run_id, delivery.records) == (run_id, 10)
+    assert_delivered_once(run_dir, uri)
+
+
+@pytest.mark.parametrize("delivered", range(1, 10))
+def test_nothing_is_doubled_when_the_state_is_behind(run_dir: Path, uri: str, export_dir: Path, delivered: int) -> None:
+    tracker = whole_run(run_dir, uri, export_dir)
+    (run_dir / STATE).write_text(json.dumps({"run_id": tracker.run_id, "delivered": delivered}))
+
+    assert deliver(run_dir, Console()).records == 10 - delivered
+    assert_delivered_once(run_dir, uri)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "create_run",
+        "log_inputs",
+        "log_artifact",
+        "create_logged_model",
+        "log_model_artifacts",
+        "finalize_logged_model",
+        "log_outputs",
+        "create_registered_model",
+        "create_model_version",
+        "set_logged_model_tags",
+        "set_terminated",
+    ],
+)
+@pytest.mark.parametrize("done", [False, True], ids=["lost", "answer lost"])
+def test_each_call_may_fail_once(
+    run_dir: Path, uri: str, export_dir: Path, capsys: pytest.CaptureFixture[str], call: str, done: bool
+) -> None:
+    """The store goes away at one call, which it may have obeyed, until the run has ended."""
+    from mlflow import MlflowClient
+
+    really = getattr(MlflowClient, call)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        if done and not calls:
+            calls.append(call)
+            really(*args, **kwargs)
+        raise ConnectionError("the line went dead")
+
+    calls: list[str] = []
+    with mock.patch.object(MlflowClient, call, fail):
+        whole_run(run_dir, uri, export_dir)
+    assert "the line went dead" in capsys.readouterr().err
+
+    deliver(run_dir, Console())
+
+    assert_delivered_once(run_dir, uri)
+
+
+def test_half_a_line_at_the_end_is_left_out(run_dir: Path, uri: str, export_dir: Path) -> None:
+    whole_run(run_dir, uri, export_dir)
+    with (run_dir / JOURNAL).open("a") as journal:
+        journal.write('{"kind": "met')
+
+    assert deliver(run_dir, Console()).records == 0
+    assert_delivered_once(run_dir, uri)
+
+
+def test_a_folder_without_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(
+        TrackingError, match=r"nothing to deliver: .* holds no tracking\.jsonl\. Give the folder of a run"
+    ):
+        deliver(tmp_path, Console())
+    with pytest.raises(TrackingError, match="holds no"):
+        deliver(tmp_path / "absent", Console())
+    (tmp_path / JOURNAL).touch()
+    with pytest.raises(TrackingError, match="is empty"):
+        deliver(tmp_path, Console())
+
+
+# -------------------------------------------------------------------------------------------------------- server away
+
+
+@pytest.fixture
+def dead_port() -> Iterator[tuple[int, list[float]]]:
+    """A port that hangs up on everyone, and the times at which someone called."""
+    calls: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    calls.append(time.monotonic())
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        yield listener.getsockname()[1], calls
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_a_server_that_is_away_neither_stops_nor_slows_the_run(
+    run_dir: Path, export_dir: Path, dead_port: tuple[int, list[float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, calls = dead_port
+    now = [0.0]
+    tracker = Tracker(
+        run_dir, f"http://user:secret@127.0.0.1:{port}", "insects", "ants", Console(), clock=lambda: now[0]
+    )
+    assert tracker.run_id is None
+    for step in range(100):  # a second each
+        now[0] += 1
+        tracker.metrics({"loss": 1.0}, step)
+    during = capsys.readouterr().err
+    assert during.count("warning:") == 1
+    assert "The run goes on" in during
+    assert len(calls) == 3, "at 0, 30 and 90 seconds"
+
+    tracker.finish("FINISHED")
+
+    assert len(calls) == 4
+    after = capsys.readouterr().err
+    assert after.count("warning:") == 1
+    assert f"graft sync {run_dir}" in after
+    assert "secret" not in during + after
+    with pytest.raises(TrackingError, match=r"MLflow at http://user:\*\*\*@127.0.0.1:\d+ did not take all records"):
+        deliver(run_dir, Console())
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    uri = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts"]
+    with (folder / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            [*command, *stores],
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 60
+            while not _healthy(uri):
+                assert server.poll() is None, (folder / "server.log").read_text()
+                assert time.monotonic() < deadline, "the server did not start in a minute"
+                time.sleep(0.1)
+            yield uri
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)  # its workers too, in the middle of whatever they do
+            server.wait()
+
+
+def _healthy(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_and_goes_has_everything_once(
+    run_dir: Path, uri: str, export_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    now = [0.0]
+    tracker = Tracker(run_dir, f"http://127.0.0.1:{port}", "insects", "ants", Console(), clock=lambda: now[0])
+    tracker.params({"seed": 0, "data.path": "pictures"})
+    tracker.tags({"graft.code_commit": "abc"})
+    tracker.metrics({"loss": 1.0, "accuracy": 0.5}, 0)
+    assert tracker.run_id is None
+
+    with mlflow_server(run_dir.parent, port) as server:
+        now[0] += 60
+        tracker.metrics({"loss": 1 / 2, "accuracy": 0.5}, 1)
+        assert tracker.run_id is not None
+        assert contents(server)["loss"] == [[(0, 1.0), (1, 1 / 2)]]
+
+    tracker.metrics({"loss": 1 / 3, "accuracy": 0.5}, 2)
+    tracker.dataset("ants", "d" * 64, "local", "/pictures", {"train": 244}, "training")
+    (run_dir / "report.json").write_text("{}")
+    tracker.artifact(run_dir / "report.json")
+    tracker.model(export_dir, "ants", picture())
+    tracker.finish("FINISHED")
+    assert f"graft sync {run_dir}" in capsys.readouterr().err
+
+    with mlflow_server(run_dir.parent, port) as server:
+        delivery = deliver(run_dir, Console())
+        assert (delivery.run_id, delivery.uri, delivery.records) == (tracker.run_id, server, 5)
+        assert_delivered_once(run_dir, server)
+        assert deliver(run_dir, Console()).records == 0
+        (run_dir / STATE).unlink()
+        assert deliver(run_dir, Console()).records == 10
+        assert_delivered_once(run_dir, server)
+
+
+# ------------------------------------------------------------------------------------------------------------- address
+
+
+def a_config(output_dir: Path, uri: str | None = None) -> config.RunConfig:
+    return config.parse(
+        {
+            "name": "ants",
+            "data": {"source": "digits"},
+            "backbone": {"name": "mobilenet", "weights": "none"},
+            "tracking": {"uri": uri},
+            "output_dir": str(output_dir),
+        }
+    )
+
+
+def test_the_config_then_the_environment_then_a_database_in_the_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve_uri(a_config(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert resolve_uri(a_config(tmp_path)) == "http://tracking:5000"
+    assert resolve_uri(a_config(tmp_path, "https://other")) == "https://other"
+    assert resolve_uri(a_config(tmp_path, "databricks")) == "databricks"
+
+
+def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(a_config(Path("runs"))) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert resolve_uri(a_config(Path("runs"), "sqlite:///my.db?timeout=5")) == f"sqlite:///{tmp_path}/my.db?timeout=5"
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "/data/mlruns", "file:///data/mlruns", "file:mlruns"])
+def test_plain_folders_are_refused(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(ConfigError, match=f"names a plain folder.*Allowed: .*sqlite:///.*Received: {uri}"):
+        resolve_uri(a_config(tmp_path, uri))
+
+
+def test_an_awkward_output_folder(tmp_path: Path, empty_database: Path) -> None:
+    folder = tmp_path / "a b%20c?d#ü"
+    (folder / "run").mkdir(parents=True)
+    shutil.copy(empty_database, folder / "mlflow.db")
+    (folder / "run" / "report.json").write_text("{}")
+    tracker = Tracker(folder / "run", resolve_uri(a_config(folder)), "insects", "ants", Console())
+    tracker.artifact(folder / "run" / "report.json")
+
+    assert tracker.run_id is not None
+    assert [path.name for path in (folder / "mlartifacts").rglob("report.json")] == ["report.json"]

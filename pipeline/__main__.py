@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError, GraftError
+from pipeline.quiet import import_tensorflow
 
 app = typer.Typer(
     help="Pictures and an ImageNet-pretrained network in, a tracked, exported classifier out.",
@@ -52,6 +53,7 @@ def run(
         from pipeline.config import load
 
         loaded = load(config, overrides)
+        import_tensorflow()
         from pipeline.run import run as run_pipeline
 
         record = run_pipeline(loaded, Console())
@@ -73,6 +75,7 @@ def predict(
         from pipeline.artifacts import read_manifest
 
         classes = read_manifest(export_dir).classes
+        import_tensorflow()
         results = list(prediction.predict(export_dir, prediction.pictures(images)))
         match output:
             case Format.CSV:
@@ -100,6 +103,7 @@ def backbones(
         if name is not None:
             if name not in BACKBONES:
                 raise ConfigError(f"There is no backbone {name!r}. Allowed: {', '.join(BACKBONES)}.")
+            import_tensorflow()
             _print_blocks(name)
             return
         table = Table("name", "input", "smallest", "weights", "preprocessing", "cut", box=None, header_style="bold")
@@ -152,7 +156,7 @@ def sync(
         from pipeline.tracking import deliver
 
         delivery = deliver(run_dir, Console())
-        print(f"MLflow run {delivery.run_id}: {delivery.sent} entries delivered.")
+        print(f"MLflow run {delivery.run_id}: {delivery.records} entries delivered to {delivery.uri}.")
 
 
 @app.command()
@@ -189,23 +193,33 @@ def _out() -> RichConsole:
 
 
 def _print_summary(record: Any) -> None:
-    run_dir, export_dir = Path(record.run_dir), Path(record.export_dir)
+    report = _shown(Path(record.run_dir) / "report.html")
+    export_dir = _shown(Path(record.export_dir))
+    store = _shown(Path(record.run_dir).parent.parent)
     figures = ", ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in record.metrics.items())
-    rows = {
-        "test": figures,
-        "report": f"{run_dir / 'report.html'}   open it: python -m webbrowser {shlex.quote(str(run_dir / 'report.html'))}",
-        "model": f"{export_dir}   use it: graft predict {shlex.quote(str(export_dir))} IMAGE...",
-        "MLflow": f"{record.tracking_uri}   open it: graft ui {shlex.quote(str(run_dir.parent.parent))}",
-    }
-    for key, text in rows.items():
-        print(f"{key:<8}{text}")
+    for what, where, command in (
+        ("test split", figures, ""),
+        ("report", report, f"python -m webbrowser {shlex.quote(report)}"),
+        ("model", export_dir, f"graft predict {shlex.quote(export_dir)} IMAGE..."),
+        ("MLflow", record.tracking_uri, f"graft ui {shlex.quote(store)}"),
+    ):
+        print(f"{what:<12}{where}")
+        if command:
+            print(f"{'':<12}  {command}")
+
+
+def _shown(path: Path) -> str:
+    """As short as it can be typed here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _print_blocks(name: str) -> None:
-    from pipeline.backbones import BACKBONES, cuts
+    from pipeline.backbones import BACKBONES, cuts, weights
+    from pipeline.config import BackboneConfig
 
     row = BACKBONES[name]
-    network = row.build(input_shape=(row.default_size, row.default_size, 3), weights=None)
+    network = weights.load(BackboneConfig(name=name, weights="none"), row.default_size, Path())
     blocks = cuts.blocks(network, row.block_end)
     print(f"{name}: {network.count_params():,} weights, {len(blocks)} blocks, bottom to top")
     table = Table("unfreeze", "cut below", "layers", "weights", "output", box=None, header_style="bold")

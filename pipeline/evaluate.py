@@ -5,12 +5,12 @@ Shape letters: N test pictures, V validation pictures, C classes.
 
 import csv
 from pathlib import Path
-from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline import metrics
+from pipeline.artifacts import Record
 from pipeline.errors import DataError, GraftError
 from pipeline.metrics import Bin, ClassScore
 
@@ -28,10 +28,8 @@ class Calibration(BaseModel):
     """The reliability diagram, lowest confidence first."""
 
 
-class Report(BaseModel):
+class Report(Record):
     """What a run's model does on the test split: the content of report.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     n: int
     """Test pictures."""
@@ -49,20 +47,6 @@ class Report(BaseModel):
     """One row a class, in the order of the model's outputs."""
     confusion: list[list[int]]
     """Test pictures of class [row] that were given class [column]."""
-
-    def write(self, path: Path) -> None:
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Reads what `write` wrote. Raises GraftError where it is missing or something else."""
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise GraftError(f"Cannot read the report {path}: {error.strerror}. A finished run writes it.") from None
-        except (ValidationError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise GraftError(f"{path} is not a report of this version of graft: {reason}. Run graft run again.") from None
 
 
 def evaluate(

@@ -17,9 +17,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 from pipeline import graph_pixels
-from pipeline.artifacts import Parity
+from pipeline.artifacts import Manifest, Parity
 from pipeline.console import Console
 from pipeline.errors import ExportError
+from pipeline.ingest import Splits
 from pipeline.pixels import PixelSpec
 
 PIXELS_TOLERANCE = 1e-5
@@ -42,6 +43,11 @@ class TestPictures:
     encoded: Callable[[np.ndarray], Iterator[bytes]]
     count: int
 
+    @classmethod
+    def of(cls, splits: Splits) -> "TestPictures":
+        """A run's test split."""
+        return cls(splits.test.images, lambda rows: splits.encoded(splits.test, rows), len(splits.test.labels))
+
     def batches(self) -> Iterator[np.ndarray]:
         for start in range(0, self.count, _BATCH):
             yield np.arange(start, min(start + _BATCH, self.count))
@@ -55,7 +61,7 @@ def export(
     test: TestPictures,
     name: str,
     folder: Path,
-    write_records: Callable[[Path, int, Parity], None],
+    describe: Callable[[int, Parity], Manifest],
     console: Console,
 ) -> Path:
     """Writes, checks and publishes a model as `<folder>/<name>/<version>/`, the next free integer.
@@ -70,7 +76,7 @@ def export(
         test: what the check uses; some of it becomes TensorFlow Serving's warm-up records.
         name: the model's name.
         folder: below which TensorFlow Serving finds models.
-        write_records: called with the folder, the version and the check's result before the rename, to add files.
+        describe: from the version and the check's result to the manifest.
         console: gets a bar.
 
     Returns:
@@ -87,7 +93,7 @@ def export(
         _write_warmup(staging, name, test.encoded(np.arange(min(WARMUP_PICTURES, test.count))))
         parity = _check(model, temperature, classes, staging, test, console)
         (staging / "labels.txt").write_text("".join(f"{label}\n" for label in classes), encoding="utf-8")
-        return _publish(staging, home, lambda version: write_records(staging, version, parity))
+        return _publish(staging, home, lambda version: describe(version, parity))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -199,10 +205,10 @@ def _check(
     return parity
 
 
-def _publish(staging: Path, home: Path, write_records: Callable[[int], None]) -> Path:
+def _publish(staging: Path, home: Path, describe: Callable[[int], Manifest]) -> Path:
     while True:
         version = next_version(home)
-        write_records(version)
+        describe(version).write(staging / "manifest.json")
         try:
             return staging.rename(home / str(version))
         except OSError as error:

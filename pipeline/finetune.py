@@ -65,9 +65,7 @@ def finetune(
 
 def predict(model: keras.Model, split: Split, batch_size: int) -> np.ndarray:
     """A model's output, in inference mode, for each picture of a split in order: float32 [N, C] for logits."""
-    forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
-    batches = _read(split, np.arange(len(split.labels)), batch_size)
-    return np.concatenate([forward(tf.cast(images, tf.float32)).numpy() for images, _ in batches])
+    return _outputs(_compiled(model), split, batch_size)
 
 
 def fingerprint(variables: list[keras.Variable]) -> dict[str, str]:
@@ -110,7 +108,7 @@ def _train(
     callbacks = keras.callbacks.CallbackList(_callbacks(phase), model=trained, epochs=phase.epochs)
     step = _compiled_step(division, optimizer, phase.label_smoothing, augment.mixture(data.augment), data.batch_size)
     draw = _epoch_of_batches(train, data, trained.output_shape[-1])
-    whole = keras.Model(division.frozen.input, trained(division.frozen.output))
+    forward = _compiled(keras.Model(division.frozen.input, trained(division.frozen.output)))
 
     callbacks.on_train_begin()
     for epoch in range(phase.epochs):
@@ -124,7 +122,7 @@ def _train(
                 advance(int(sums[2]))
             trained_for = time.perf_counter() - started
             callbacks.on_test_begin()
-            probabilities = softmax(predict(whole, validation, data.batch_size))
+            probabilities = softmax(_outputs(forward, validation, data.batch_size))
             callbacks.on_test_end()
             record = Epoch(
                 phase=1,
@@ -175,7 +173,7 @@ def _compiled_step(
         # Outside the tape: nothing below the cut needs a gradient.
         features = frozen(images, training=False)
         with tf.GradientTape() as tape:
-            logits = trained(features, training=True)
+            logits = division.training_logits(features)
             losses = cross_entropy(labels, logits) * weights
             penalty = tf.add_n(trained.losses) if trained.losses else 0.0
             # Gradients are summed over devices, so each device contributes its share of the batch's mean.
@@ -190,6 +188,17 @@ def _compiled_step(
         return tuple(distribution.reduce(tf.distribute.ReduceOp.SUM, total, axis=None) for total in sums)
 
     return step  # type: ignore[no-any-return]
+
+
+def _compiled(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A model in inference mode, float32 [N, H, W, 3] to its output, traced once for all N."""
+    signature = [tf.TensorSpec(model.input_shape, tf.float32)]
+    return tf.function(lambda images: model(images, training=False), input_signature=signature)  # type: ignore[no-any-return]
+
+
+def _outputs(forward: Callable[[tf.Tensor], tf.Tensor], split: Split, batch_size: int) -> np.ndarray:
+    batches = _read(split, np.arange(len(split.labels)), batch_size)
+    return np.concatenate([forward(tf.cast(images, tf.float32)).numpy() for images, _ in batches])
 
 
 def _epoch_of_batches(train: Split, data: Data, classes: int) -> Callable[[np.random.Generator], tf.data.Dataset]:
@@ -266,8 +275,8 @@ def _callbacks(phase: Phase) -> list[keras.callbacks.Callback]:
 
 def _summary(phase: Phase, division: Division) -> str:
     training = sum(int(np.prod(variable.shape)) for variable in division.trained.trainable_variables)
-    still = sum(int(np.prod(variable.shape)) for variable in division.unchanging)
-    return f"{training:,} weights train, {still:,} are frozen; {phase.optimizer.name} at {phase.learning_rate:g}"
+    frozen = sum(int(np.prod(variable.shape)) for variable in division.unchanging)
+    return f"{training:,} weights train, {frozen:,} stay; {phase.optimizer.name} at {phase.learning_rate:g}"
 
 
 def _figures(record: Epoch) -> str:

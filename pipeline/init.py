@@ -17,7 +17,8 @@ from pipeline.errors import DataError
 # The keys that people change, in the order they are written. Their comments are the descriptions in config.py.
 SHOWN: dict[type[Strict], list[str]] = {
     RunConfig: ["name", "seed", "data", "backbone", "head", "phases", "output_dir"],
-    Data: ["source", "path", "image_size", "batch_size", "validation_fraction", "test_fraction", "class_weights", "augment"],
+    Data: ["source", "path", "image_size", "batch_size",
+           "validation_fraction", "test_fraction", "class_weights", "augment"],
     Augment: ["flip", "crop_scale", "rotation", "color"],
     BackboneConfig: ["name", "weights"],
     Head: ["hidden_units", "dropout"],
@@ -86,13 +87,20 @@ def _block(model: Strict, indent: str = "") -> list[str]:
 
 def _phases(phases: list[Phase]) -> list[str]:
     """The phases as items of a list, under one description of the keys that they use."""
-    trees = [{"unfreeze": phase.unfreeze} | phase.model_dump(by_alias=True, exclude_defaults=True) for phase in phases]
+    trees = [
+        {key: value for key, value in phase.model_dump(by_alias=True).items() if key == "unfreeze" or _set(phase, key)}
+        for phase in phases
+    ]
     used = [key for key in Phase.model_fields if any(key in tree for tree in trees)]
     lines = _comment((f"{key}: {Phase.model_fields[key].description}" for key in used), "  ")
     for tree in trees:
         items = [f"{key}: {_flow(tree[key])}" for key in used if key in tree]
         lines += [("  - " if item is items[0] else "    ") + item for item in items]
     return lines
+
+
+def _set(model: Strict, key: str) -> bool:
+    return bool(getattr(model, key) != type(model).model_fields[key].default)
 
 
 def _flow(value: Any) -> str:

@@ -53,16 +53,30 @@ class Division:
 
     Attributes:
         frozen: normalisation and the backbone's layers below the cut; always in inference mode.
-        trained: the layers above the cut, head included.
+        tail: the backbone's layers above the cut.
+        head: as the network's.
+        trained: tail and head in one.
+        tail_trains_as_from_scratch: whether the tail's batch normalisation and dropout are in training mode.
         unchanging: every variable that must be bit-identical after the phase.
         learning_rate_scales: the multiple of the learning rate for each of `trained.trainable_variables`, in order:
             1 for the head, `layer_decay` once more for each block below it.
     """
 
     frozen: keras.Model
+    tail: keras.Model
+    head: keras.Model
     trained: keras.Model
+    tail_trains_as_from_scratch: bool
     unchanging: list[keras.Variable]
     learning_rate_scales: list[float]
+
+    def training_logits(self, features: Any) -> Any:
+        """Features at the cut to logits, float32 [N, C], the head in training mode, the tail in the mode it is to have.
+
+        `trained(features, training=True)` would put both into training mode: Keras hands a call's mode down to every
+        layer, whatever the layers were called with when the model was put together.
+        """
+        return self.head(self.tail(features, training=self.tail_trains_as_from_scratch), training=True)
 
 
 def build(backbone: keras.Model, row: Backbone, mean: np.ndarray | None, head: Head, classes: int) -> Network:
@@ -83,6 +97,12 @@ def build(backbone: keras.Model, row: Backbone, mean: np.ndarray | None, head: H
     return Network(normalise, backbone, top, keras.Model(pixels, logits, name="graft"), row.block_end)
 
 
+def check_phases(backbone: keras.Model, row: Backbone, phases: list[Phase]) -> None:
+    """Raises ConfigError where a phase names a layer or a number of blocks that the backbone does not have."""
+    for phase in phases:
+        unfrozen(backbone, row.block_end, phase.unfreeze)
+
+
 def divide(network: Network, phase: Phase) -> Division:
     """Freezes what a phase freezes, and divides the network at the highest cut below everything that trains.
 
@@ -99,16 +119,17 @@ def divide(network: Network, phase: Phase) -> Division:
     frozen = keras.Model(pixels, normalised if trunk is None else trunk(normalised), name="frozen")
 
     features = keras.Input(frozen.output_shape[1:], name="features")
-    # Fixed here, so that the head's own dropout and batch normalisation can train above a backbone that does not.
-    mode = {"training": False} if phase.backbone_mode == "inference" else {}
-    trained = keras.Model(features, network.head(features if tail is None else tail(features, **mode)), name="trained")
+    trained = keras.Model(features, network.head(tail(features)), name="trained")
 
     may_change = {id(variable) for variable in network.backbone.trainable_variables}
     if phase.backbone_mode == "training":
         may_change |= {id(v) for name in names for v in network.backbone.get_layer(name).variables}
     return Division(
         frozen=frozen,
+        tail=tail,
+        head=network.head,
         trained=trained,
+        tail_trains_as_from_scratch=phase.backbone_mode == "training",
         unchanging=[v for v in network.normalise.variables + network.backbone.variables if id(v) not in may_change],
         learning_rate_scales=_learning_rate_scales(network, trained, phase.layer_decay or 1.0),
     )

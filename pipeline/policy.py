@@ -6,7 +6,7 @@ the pretraining data the pictures are cannot be told from their number; who know
 
 from dataclasses import dataclass
 
-from pipeline.config import SGD, Augment, Blocks, Cosine, EarlyStopping, Phase, Plateau, Share
+from pipeline.config import SGD, Augment, Cosine, EarlyStopping, Phase, Plateau, Share
 
 
 @dataclass(frozen=True)
@@ -37,24 +37,27 @@ class Tier:
 
 _HEAD_RATE = 1e-3
 
-# From fewest to most pictures; each unfreezes at least what the one before does, whatever the network.
+# The last two of MobileNet's thirteen blocks. A number of blocks would be half of a VGG and most of a DenseNet.
+_TOP = Share(fraction=0.15)
+
+# From fewest to most pictures; each unfreezes at least what the one before does.
 TIERS = [
     Tier(
         pictures=0,
         pictures_per_class=0,
         phases=[Phase(epochs=30, learning_rate=_HEAD_RATE, unfreeze="head")],
         augment=Augment(flip="horizontal", crop_scale=0.7, rotation=10, color=0.1),
-        reason="too few to change pretrained layers without memorising them: the head alone learns, from augmented pictures",
+        reason="too few to change pretrained layers without overfitting: the head alone learns, on augmented pictures",
     ),
     Tier(
         pictures=0,
         pictures_per_class=20,
         phases=[
             Phase(epochs=10, learning_rate=_HEAD_RATE, unfreeze="head"),
-            Phase(epochs=10, learning_rate=1e-5, unfreeze=Blocks(blocks=2)),
+            Phase(epochs=10, learning_rate=1e-5, unfreeze=_TOP),
         ],
         augment=Augment(flip="horizontal", crop_scale=0.7),
-        reason="enough to train the head and then adapt the top two blocks gently",
+        reason="enough to train the head and then adapt the topmost layers gently",
     ),
     Tier(
         pictures=1_000,
@@ -64,13 +67,13 @@ TIERS = [
             Phase(
                 epochs=15,
                 learning_rate=1e-4,
-                unfreeze=Blocks(blocks=2),
+                unfreeze=_TOP,
                 schedule=Cosine(),
                 early_stopping=EarlyStopping(patience=5),
             ),
         ],
         augment=Augment(flip="horizontal", crop_scale=0.5),
-        reason="hundreds a class can move the top two blocks ten times faster than a smaller set could",
+        reason="hundreds a class can move the topmost layers ten times faster than fewer could",
     ),
     Tier(
         pictures=10_000,

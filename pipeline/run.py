@@ -36,23 +36,35 @@ def run(config: RunConfig, console: Console) -> RunRecord:
 
         with recorded(config, console) as recording:
             with recording.stage("ingest"):
-                splits = ingest.ingest(data, source, spec, recording.scratch, console)
+                splits = ingest.ingest(data, source, spec, recording.scratch, recording.quarantine, console)
                 mean = ingest.mean_to_subtract(data.mean_subtraction, splits.train)
                 recording.data(splits, mean)
             with recording.stage("train"):
                 network = model.build(backbone, row, mean, config.head, len(splits.classes))
-                history = finetune.finetune(
+                finetune.finetune(
                     network, config.phases, data, splits.train, splits.validation, config.seed, console, recording.epoch
                 )
-                recording.training(network, history)
+                recording.network(network)
             with recording.stage("evaluate"):
-                logits = {s.name: finetune.predict(network.model, s, data.batch_size) for s in splits.held_out}
-                scores = evaluate.evaluate(logits, splits, config.seed)
-                recording.scores(scores)
-            with recording.stage("export"):
-                exported = export.export(
-                    network.model, scores.temperature, splits.classes, spec,
-                    export.TestPictures.of(splits), config.name, Path(config.export.dir), recording.manifest, console,
+                validation_logits = finetune.predict(network.model, splits.validation, data.batch_size)
+                test_logits = finetune.predict(network.model, splits.test, data.batch_size)
+                scores = evaluate.evaluate(
+                    test_logits, splits.test.labels, validation_logits, splits.validation.labels,
+                    list(splits.classes), config.seed,
                 )  # fmt: skip
-                recording.model(exported)
+                recording.scores(scores, test_logits)
+            with recording.stage("export"):
+                export_dir = export.export(
+                    network.model, scores.temperature, splits.classes, spec, export.TestPictures.of(splits),
+                    config.name, Path(config.export.dir), partial(recording.manifest, spec), console,
+                )  # fmt: skip
+            with recording.stage("report"):
+                recording.model(export_dir)
     return recording.record
+
+
+def reproducible(seed: int) -> None:
+    """Makes everything after this call a function of `seed`: initial values, order, augmentation, and rounding."""
+    keras.utils.clear_session()  # Keras numbers layers from 1 again.
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()

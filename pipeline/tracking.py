@@ -17,6 +17,7 @@ Times are milliseconds since 1970. How far the journal was delivered stands in `
 """
 
 import base64
+import fcntl
 import importlib.metadata
 import json
 import math
@@ -26,6 +27,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,7 +66,7 @@ def resolve_uri(config: RunConfig) -> str:
     """
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return _sqlite_uri(Path(config.output_dir) / "mlflow.db")
+        return default_uri(Path(config.output_dir))
     if uri.startswith("sqlite:///"):
         path, mark, options = uri.partition("?")
         return _sqlite_uri(_sqlite_path(path)) + mark + options
@@ -77,6 +79,16 @@ def resolve_uri(config: RunConfig) -> str:
     return uri
 
 
+def default_uri(output_dir: Path) -> str:
+    """The SQLite database of the runs in a folder."""
+    return _sqlite_uri(output_dir / "mlflow.db")
+
+
+def without_password(text: str) -> str:
+    """The text with `***` in place of the password in each address, `scheme://user:password@host`."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
+
+
 def connect(uri: str) -> Any:
     """An `mlflow.MlflowClient` for a tracking URI; MLflow is set up to be quiet and to fail at once, unless the
     environment says otherwise."""
@@ -84,7 +96,13 @@ def connect(uri: str) -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    return MlflowClient(uri)
+    if not uri.startswith("sqlite:///"):
+        return MlflowClient(uri)
+    path = _sqlite_path(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # MLflow fills an empty database by its migrations, which fail when two runs begin at the same time.
+    with _alone(path.with_name(f"{path.name}.lock")):
+        return MlflowClient(uri)
 
 
 # ------------------------------------------------------------------------------------------------------------- journal
@@ -133,8 +151,8 @@ class Tracker:
         return _read_state(self._run_dir).run_id
 
     def params(self, flat: Mapping[str, Any]) -> None:
-        """Logs parameters, as text; what MLflow has no room for, beyond 6000 characters, is cut."""
-        self._append("params", values={key: str(value)[:6000] for key, value in flat.items()})
+        """Logs parameters, as text without passwords; what MLflow has no room for, beyond 6000 characters, is cut."""
+        self._append("params", values={key: without_password(str(value))[:6000] for key, value in flat.items()})
 
     def tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags, as text of up to 5000 characters; an earlier value is replaced."""
@@ -158,7 +176,7 @@ class Tracker:
         Args:
             name: what the data is called.
             digest: hexadecimal digest of its content; MLflow has room for 36 characters of it.
-            source_type: one that MLflow knows (local, http, hugging_face) or another word.
+            source_type: local for files on this machine, which MLflow can open again, or the kind of source, e.g. tfds.
             source: path or address of the data.
             profile: counts, e.g. of pictures per split.
             context: what the data was used for, e.g. training.
@@ -206,7 +224,7 @@ class Tracker:
             if kind == "status":
                 self._console.warn(str(error))
             elif not self._wait_s:
-                self._console.warn(f"{error} The run goes on, and tries again by itself.")
+                self._console.warn(f"The run goes on without MLflow and will try again by itself. {error}")
             self._wait_s = self._wait_s * 2 or _FIRST_WAIT_S
             self._retry_at = self._clock() + self._wait_s
 
@@ -249,29 +267,36 @@ def deliver(run_dir: Path, console: Console) -> Delivery:
     Raises:
         TrackingError: MLflow is away or refuses, or `run_dir` holds no journal.
     """
-    records = _read_journal(run_dir)
-    header, state = records[0], _read_state(run_dir)
-    already = state.delivered
-    try:
-        client = connect(header["uri"])
-        run_id = state.run_id or _open_run(client, header)
-        target = _Target(client, run_id, run_dir, console)
-        for delivered, record in enumerate(records[already:], start=already + 1):
-            _SENDERS[record["kind"]](target, record)
-            _write_state(run_dir, _State(run_id, delivered))
-    except AssertionError:
-        raise
-    except Exception as error:
-        # MLflow's stores and artifact clients are plug-ins that raise what they like: its own, SQLAlchemy's,
-        # requests', botocore's errors.
-        reason = (str(error).strip().splitlines() or [""])[0][:300] or type(error).__name__
+    journal = run_dir / JOURNAL
+    if not journal.is_file():
         raise TrackingError(
-            _without_password(
-                f"MLflow at {header['uri']} did not take all records of this run: {reason.rstrip('.')}. They are kept "
-                f"in the run's folder. Deliver them once MLflow is there: graft sync {shlex.quote(str(run_dir))}"
-            )
-        ) from error
-    return Delivery(run_id, _without_password(header["uri"]), len(records) - already)
+            f"There is nothing to deliver: {run_dir} holds no {JOURNAL}. Give the folder of a run, as graft run prints "
+            "it at its end: <output_dir>/<name>/<time>."
+        )
+    with _alone(journal):
+        records = _read_journal(journal)
+        header, state = records[0], _read_state(run_dir)
+        pending = records[state.delivered :]
+        shown_uri = without_password(header["uri"])
+        if state.run_id and not pending:
+            return Delivery(state.run_id, shown_uri, 0)
+        try:
+            client = connect(header["uri"])
+            run_id = state.run_id or _open_run(client, header)
+            target = _Target(client, run_id, run_dir, console)
+            for delivered, record in enumerate(pending, start=state.delivered + 1):
+                _SENDERS[record["kind"]](target, record)
+                _write_state(run_dir, _State(run_id, delivered))
+        except AssertionError:
+            raise
+        except Exception as error:
+            # MLflow's stores and artifact clients are plug-ins that raise what they like: its own, SQLAlchemy's,
+            # requests', botocore's errors.
+            raise TrackingError(
+                f"MLflow at {shown_uri} did not take all records of this run: {_reason(error)}. They are kept in the "
+                f"run's folder. Deliver them once MLflow is there: graft sync {shlex.quote(str(run_dir))}"
+            ) from error
+        return Delivery(run_id, shown_uri, len(pending))
 
 
 def _open_run(client: Any, header: dict[str, Any]) -> str:
@@ -416,18 +441,12 @@ _SENDERS: dict[str, Callable[[_Target, dict[str, Any]], None]] = {
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def _read_journal(run_dir: Path) -> list[dict[str, Any]]:
-    try:
-        text = (run_dir / JOURNAL).read_text(encoding="utf-8")
-    except OSError as error:
-        raise TrackingError(
-            f"There is nothing to deliver: {run_dir} holds no {JOURNAL}. Give the folder of a run, as graft run prints "
-            f"it at its end: <output_dir>/<name>/<time>. Received: {run_dir} ({error.strerror})"
-        ) from None
+def _read_journal(path: Path) -> list[dict[str, Any]]:
     # A run that was killed may have left half a line at the end.
-    records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
     if not records:
-        raise TrackingError(f"There is nothing to deliver: {run_dir / JOURNAL} is empty; the run ended as it began.")
+        raise TrackingError(f"There is nothing to deliver: {path} is empty; the run ended as it began.")
     return records
 
 
@@ -440,6 +459,14 @@ def _write_state(run_dir: Path, state: _State) -> None:
     scratch = run_dir / f"{STATE}.new"
     scratch.write_text(json.dumps(asdict(state)), encoding="utf-8")
     scratch.replace(run_dir / STATE)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps other processes out that ask for the same file, which is created where missing."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 # ---------------------------------------------------------------------------------------------------------- small help
@@ -461,8 +488,10 @@ def _artifact_location(uri: str) -> str | None:
     return _sqlite_path(uri).with_name("mlartifacts").as_uri()
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
+def _reason(error: Exception) -> str:
+    """One line of what went wrong. The cause stands at the end of a long message where a connection failed."""
+    text = (str(error).strip().splitlines() or [""])[0].rpartition("Caused by ")[2]
+    return without_password(text[:300].rstrip(".)\"'")) or type(error).__name__
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -155,10 +156,12 @@ def test_dataset_keeps_source_profile_and_context(run_dir: Path, uri: str) -> No
 
 def test_many_and_long_params_fit(run_dir: Path, uri: str) -> None:
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
-    tracker.params({f"head.{i}": None for i in range(250)} | {"data.classes": ["bee"] * 3000})
+    many = {f"head.{i}": None for i in range(250)}
+    tracker.params(many | {"data.classes": ["bee"] * 3000, "tracking.uri": "http://user:secret@host"})
 
     params = connect(uri).get_run(tracker.run_id).data.params
-    assert len(params) == 251
+    assert len(params) == 252
+    assert params["tracking.uri"] == "http://user:***@host"
     assert params["head.7"] == "None"
     assert params["data.classes"] == str(["bee"] * 3000)[:6000]
 
@@ -249,10 +252,17 @@ def test_the_model_predicts_and_nothing_is_unpickled(
     np.testing.assert_allclose(result["score"], probabilities[:, 0])
     assert [column.name for column in model.metadata.signature.inputs] == ["image"]
     assert [column.name for column in model.metadata.signature.outputs] == ["label", "score", "probabilities"]
+
     folder = Path(mlflow.artifacts.download_artifacts(version.source))
     assert f"tensorflow=={tf.__version__}" in (folder / "requirements.txt").read_text().splitlines()
-    served = json.loads((folder / "serving_input_example.json").read_text())
-    assert served["dataframe_split"]["columns"] == ["image"]
+
+    from mlflow.pyfunc.scoring_server import invocations
+
+    request = (folder / "serving_input_example.json").read_text()
+    answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
+    (row,) = json.loads(answer.response)["predictions"]
+    assert row["label"] == "red"
+    assert row["probabilities"] == pytest.approx(probabilities[0])
 
 
 # ------------------------------------------------------------------------------------------------------------ delivery
@@ -328,6 +338,18 @@ def test_each_call_may_fail_once(
     assert_delivered_once(run_dir, uri)
 
 
+def test_deliveries_at_the_same_time_take_turns(run_dir: Path, uri: str, export_dir: Path) -> None:
+    from mlflow import MlflowClient
+
+    with mock.patch.object(MlflowClient, "create_run", side_effect=ConnectionError):
+        whole_run(run_dir, uri, export_dir)
+    with ThreadPoolExecutor(4) as pool:
+        deliveries = list(pool.map(lambda _: deliver(run_dir, Console()), range(4)))
+
+    assert sorted(delivery.records for delivery in deliveries) == [0, 0, 0, 10]
+    assert_delivered_once(run_dir, uri)
+
+
 def test_half_a_line_at_the_end_is_left_out(run_dir: Path, uri: str, export_dir: Path) -> None:
     whole_run(run_dir, uri, export_dir)
     with (run_dir / JOURNAL).open("a") as journal:
@@ -353,16 +375,17 @@ def test_a_folder_without_a_journal(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def dead_port() -> Iterator[tuple[int, list[float]]]:
-    """A port that hangs up on everyone, and the times at which someone called."""
-    calls: list[float] = []
+def dead_port() -> Iterator[tuple[int, list[int]]]:
+    """A port that hangs up on everyone, and who called it so far."""
+    calls: list[int] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def hang_up() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    listener.accept()[0].close()
-                    calls.append(time.monotonic())
+                    caller, _ = listener.accept()
+                    calls.append(caller.getpeername()[1])
+                    caller.close()
 
         thread = threading.Thread(target=hang_up)
         thread.start()
@@ -372,7 +395,7 @@ def dead_port() -> Iterator[tuple[int, list[float]]]:
 
 
 def test_a_server_that_is_away_neither_stops_nor_slows_the_run(
-    run_dir: Path, export_dir: Path, dead_port: tuple[int, list[float]], capsys: pytest.CaptureFixture[str]
+    run_dir: Path, export_dir: Path, dead_port: tuple[int, list[int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     port, calls = dead_port
     now = [0.0]

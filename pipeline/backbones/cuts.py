@@ -30,7 +30,7 @@ def cut_points(backbone: "keras.Model") -> list[str]:
     cuts = []
     furthest = 0  # the last operation that reads anything made below the current one
     for i, operation in enumerate(operations):
-        if 0 < i and furthest <= i:
+        if i > 0 and furthest <= i:
             cuts.append(operation.name)
         furthest = max(furthest, last_read_at[i])
     return cuts

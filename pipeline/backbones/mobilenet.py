@@ -23,7 +23,7 @@ MOBILENET = [
         contract="tf",
         # The blocks that change the number of channels or the resolution have no shortcut, and so no addition.
         block_end=r"Conv1_relu|(expanded_conv|block_(1|3|6|10|13|16))_project_BN|block_\d+_add|out_relu",
-        cuts="after each inverted residual block: expanded_conv_project_BN, block_1_project_BN, block_2_add ... out_relu",
+        cuts="after each inverted residual block: expanded_conv_project_BN, block_1_project_BN ... out_relu",
         options=("alpha",),
     ),
     Backbone(
@@ -45,7 +45,7 @@ MOBILENET = [
         min_size=32,
         contract="in-model",
         block_end=r"expanded_conv_(1|3|6|10|12)_project_bn|expanded_conv(_\d+)?_add",
-        cuts="after each inverted residual block: expanded_conv_add, expanded_conv_1_project_bn ... expanded_conv_14_add",
+        cuts="after each inverted residual block: expanded_conv_add ... expanded_conv_14_add",
         options=("alpha", "minimalistic"),
     ),
 ]

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from pipeline.backbones.base import ContractName
-from pipeline.backbones.contracts import CONTRACTS, Contract
+from pipeline.backbones.contracts import CONTRACTS
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -19,8 +19,11 @@ class Normalise(keras.layers.Layer):  # type: ignore[misc]
     """y = (order(x) / divide − mean) / std: uint8 or float32 [N, H, W, 3], RGB, 0..255 → float32 [N, H, W, C].
 
     Attributes:
-        mean: the subtracted mean, a weight that does not train, float32 [C] or [H, W, C]: in the contract's channel
-            order and already divided.
+        mean: the subtracted mean, float32 [C] or [H, W, C]: in the contract's channel order and already divided.
+        divide, std: the contract's, float32 [] and [C].
+
+    All three are weights that do not train. TensorFlow turns the division by a constant into a multiplication by its
+    reciprocal when it compiles a graph, which rounds differently; by a weight it divides, as Keras's own function does.
     """
 
     def __init__(self, contract: ContractName, mean: Any = None, **kwargs: Any) -> None:
@@ -34,16 +37,14 @@ class Normalise(keras.layers.Layer):  # type: ignore[misc]
         self.contract = contract
         self._mean_shape = None if mean is None else list(np.shape(mean))
         row = CONTRACTS[contract]
-        if mean is None:
-            value = np.asarray(row.mean, np.float32)
-        else:
-            value = keras.ops.convert_to_numpy(_order(np.asarray(mean, np.float32), row)) / np.float32(row.divide)
-        self.mean = self.add_weight(shape=value.shape, initializer=lambda *_, **__: value, trainable=False, name="mean")
+        ordered = row.mean if mean is None else _order(np.asarray(mean, np.float32), row.order) / np.float32(row.divide)
+        self.divide = self._constant("divide", row.divide)
+        self.mean = self._constant("mean", ordered)
+        self.std = self._constant("std", row.std)
 
     def call(self, pixels: Any) -> Any:
-        row = CONTRACTS[self.contract]
-        x = _order(keras.ops.cast(pixels, "float32"), row)
-        return (x / row.divide - self.mean) / keras.ops.convert_to_tensor(row.std, "float32")
+        x = _order(keras.ops.cast(pixels, "float32"), CONTRACTS[self.contract].order)
+        return (x / self.divide - self.mean) / self.std
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "contract": self.contract, "mean_shape": self._mean_shape}
@@ -54,11 +55,15 @@ class Normalise(keras.layers.Layer):  # type: ignore[misc]
         shape = config.pop("mean_shape")
         return cls(mean=None if shape is None else np.zeros(shape, np.float32), **config)
 
+    def _constant(self, name: str, value: Any) -> keras.Variable:
+        array = np.asarray(value, np.float32)
+        return self.add_weight(array.shape, lambda *_, **__: array, trainable=False, name=name)
 
-def _order(x: Any, contract: Contract) -> Any:
-    """RGB [..., 3] to the contract's channels [..., C]."""
-    if contract.order == "bgr":
+
+def _order(x: Any, order: str) -> Any:
+    """RGB [..., 3] to the contract's channels [..., C]; NumPy in, NumPy out."""
+    if order == "bgr":
         return x[..., ::-1]
-    if contract.order == "grey":
-        return keras.ops.sum(x * keras.ops.convert_to_tensor(_LUMA, "float32"), axis=-1, keepdims=True)
+    if order == "grey":
+        return sum(weight * x[..., i : i + 1] for i, weight in enumerate(_LUMA))
     return x

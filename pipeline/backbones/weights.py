@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import os
 import sys
 import warnings
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from pydantic import ValidationError
+
+from pipeline.artifacts import BackboneIdentity, RunRecord
 from pipeline.backbones import BACKBONES
 from pipeline.backbones.contracts import CONTRACTS
 from pipeline.config import BackboneConfig
@@ -58,7 +60,10 @@ def load(config: BackboneConfig, image_size: int, output_dir: Path) -> "keras.Mo
             raise WeightsError(f"There is no weights file {file}. Check backbone.weights, or use imagenet or none.")
     backbone = _build(config, image_size)
     try:
-        backbone.load_weights(file)
+        with warnings.catch_warnings():
+            # Keras warns of layers it could not load on its way to the error that says so.
+            warnings.filterwarnings("ignore", message="Skipping nested container")
+            backbone.load_weights(file)
     except _UNUSABLE as error:
         raise WeightsError(
             f"The weights in {file} do not fit {config.name} with options {config.options}, or the file is damaged. "
@@ -67,34 +72,48 @@ def load(config: BackboneConfig, image_size: int, output_dir: Path) -> "keras.Mo
     return backbone
 
 
+def outline(name: str, image_size: int, **options: Any) -> "keras.Model":
+    """The network without memory for its weights: to read its layers, shapes and counts in well under a second."""
+    import keras
+    from keras.src.backend.common import global_state
+
+    # Keras keeps a list of variables that await their values, and would fill it in at the next occasion.
+    pending = list(global_state.get_global_attribute("uninitialized_variables", []))
+    with keras.StatelessScope(initialize_variables=False):
+        backbone = BACKBONES[name].build(input_shape=_input_shape(name, image_size), weights=None, **options)
+    global_state.set_global_attribute("uninitialized_variables", pending)
+    return backbone
+
+
 def digest(model: "keras.Model") -> str:
     """SHA-256, in hex, over the names, data types, shapes and values of all weights in order.
 
     A layer's own name is left out: Keras numbers unnamed layers by what the process has built before.
     """
-    import keras
-
     sha = hashlib.sha256()
     for weight in model.weights:
-        value = keras.ops.convert_to_numpy(weight)
+        value = weight.numpy()
         sha.update(f"{weight.name} {value.dtype} {value.shape}\n".encode())
         sha.update(value.tobytes())
     return sha.hexdigest()
 
 
 def _build(config: BackboneConfig, image_size: int, weights: str | None = None) -> "keras.Model":
-    row = BACKBONES[config.name]
-    shape = (image_size, image_size, CONTRACTS[row.contract].channels)
+    shape = _input_shape(config.name, image_size)
     try:
         with warnings.catch_warnings():
             # Said of sizes that Keras has no weights of their own for. Convolutions fit a picture of any size.
             warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square")
-            return row.build(input_shape=shape, weights=weights, **config.options)
+            return BACKBONES[config.name].build(input_shape=shape, weights=weights, **config.options)
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"backbone.options: {config.name} at {image_size} pixels cannot be built with {config.options} and weights "
             f"{config.weights}. Keras says: {_first_sentences(error)}"
         ) from error
+
+
+def _input_shape(name: str, image_size: int) -> tuple[int, int, int]:
+    return image_size, image_size, CONTRACTS[BACKBONES[name].contract].channels
 
 
 # ------------------------------------------------------------------------------------------------------------ ImageNet
@@ -118,8 +137,8 @@ def _imagenet(config: BackboneConfig, image_size: int) -> "keras.Model":
             raise
         cause = error.__cause__ or error
         raise WeightsError(
-            f"The ImageNet weights of {config.name} in {fetched.file} cannot be read: the file is damaged or of another "
-            f"network. Delete it and run again, or replace it by {fetched.origin}. "
+            f"The ImageNet weights of {config.name} in {fetched.file} cannot be used: the file is damaged or of "
+            f"another network. Delete it and run again, or replace it by {fetched.origin}. "
             f"Keras says: {_first_sentences(cause)}"
         ) from error
 
@@ -143,10 +162,11 @@ def _fetching(name: str, fetched: _Fetched) -> Iterator[None]:
                     path = keras_get_file(fname, origin, cache_subdir=cache_subdir, file_hash=file_hash)
             # Keras raises a bare Exception where the network fails; nothing but the download happens in here.
             except Exception as error:
+                algorithm = "MD5" if file_hash and len(file_hash) == 32 else "SHA-256"
                 raise WeightsError(
-                    f"The ImageNet weights of {name} are not on this machine and cannot be downloaded "
+                    f"The ImageNet weights of {name} are missing here, or damaged, and cannot be downloaded "
                     f"({_first_sentences(error)}). Put the file {fname} into the folder {file.parent}, from {origin}"
-                    + (f", MD5 or SHA-256 {file_hash}" if file_hash else "")
+                    + (f" ({algorithm} {file_hash})" if file_hash else "")
                     + ". KERAS_HOME moves the folder. Or use weights: none, a file, or run:NAME."
                 ) from error
         fetched.file, fetched.origin = Path(path), origin
@@ -162,31 +182,38 @@ def _fetching(name: str, fetched: _Fetched) -> Iterator[None]:
 def _file_of_run(config: BackboneConfig, output_dir: Path) -> Path:
     """The weights that an earlier run left, checked to be of the same network."""
     reference = config.weights.removeprefix("run:")
-    runs = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in output_dir.glob("*/*/run.json")}
-    finished = {folder: run for folder, run in runs.items() if run["status"] == "finished"}
-    found = [f for f, run in finished.items() if reference in (run["mlflow_run_id"], f.name)]
-    found = found or [f for f, run in finished.items() if run["name"] == reference]
+    runs = _finished_runs(output_dir)
+    found = [folder for folder, run in runs.items() if reference in (run.mlflow_run_id, folder.name)]
+    found = found or [folder for folder, run in runs.items() if run.name == reference]
     if not found:
-        names = ", ".join(sorted({run["name"] for run in finished.values()})) or "none"
+        names = ", ".join(sorted({run.name for run in runs.values()})) or "none"
         raise WeightsError(
-            f"backbone.weights: no finished run in {output_dir} has this name, folder name or MLflow run id. "
+            f"backbone.weights: no finished run in {output_dir} has this MLflow run id, folder name or name. "
             f"Received: {config.weights}. Names of finished runs there: {names}."
         )
-    folder = max(found, key=lambda f: finished[f]["finished_at"])
-    theirs, ours = finished[folder]["backbone"], {"name": config.name, "options": config.options}
+    folder = max(found, key=lambda folder: runs[folder].finished_at or "")
+    theirs, ours = runs[folder].backbone, BackboneIdentity(name=config.name, options=config.options)
     if theirs != ours:
         raise WeightsError(
-            f"backbone.weights: {config.weights} is the run in {folder}, whose backbone is {_in_words(theirs)}. "
-            f"This config's is {_in_words(ours)}; they must be the same."
+            f"backbone.weights: {config.weights} is the run in {folder}, whose backbone is {theirs.name} with options "
+            f"{theirs.options}. This config's must be the same. Received: {ours.name} with options {ours.options}."
         )
     file = folder / "backbone.weights.h5"
     if not file.is_file():
-        raise WeightsError(f"backbone.weights: {config.weights} is the run in {folder}, which has lost its {file.name}.")
+        raise WeightsError(
+            f"backbone.weights: {config.weights} is the run in {folder}, which has lost its {file.name}."
+        )
     return file
 
 
-def _in_words(backbone: dict[str, Any]) -> str:
-    return f"{backbone['name']} with options {backbone['options']}"
+def _finished_runs(output_dir: Path) -> dict[Path, RunRecord]:
+    runs = {}
+    for file in output_dir.glob("*/*/run.json"):
+        try:
+            runs[file.parent] = RunRecord.read(file)
+        except (OSError, ValidationError):
+            continue  # Damaged, or of another version of this project: it cannot be referred to.
+    return {folder: run for folder, run in runs.items() if run.status == "finished"}
 
 
 def _first_sentences(error: BaseException) -> str:

@@ -11,3 +11,8 @@ SOURCES: dict[str, Callable[[Data], Source]] = {
     "tfds": tfds.open_tfds,
     "digits": digits.open_digits,
 }
+
+
+def open_source(data: Data) -> Source:
+    """The pictures a config asks for. Raises DataError where they cannot be had."""
+    return SOURCES[data.source](data)

@@ -34,5 +34,6 @@ def open_digits(data: Data) -> Source:
 
 def _png(picture: np.ndarray) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    # Uncompressed, so that the bytes, which decide the splits, do not depend on the compressor's version.
+    Image.fromarray(picture).save(file, "PNG", compress_level=0)
     return file.getvalue()

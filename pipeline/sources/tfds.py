@@ -102,7 +102,7 @@ def _keys(info: Any, name: str) -> tuple[str, str]:
     if supervised and supervised[0] in images and supervised[1] in labels:
         images, labels = [supervised[0]], [supervised[1]]
     if len(images) != 1 or len(labels) != 1 or features[labels[0]].num_classes is None:
-        kinds = [f"{key} ({type(feature).__name__})" for key, feature in features.items()]
+        kinds = [f"{key} ({type(feature).__name__})" for key, feature in sorted(features.items())]
         raise DataError(
             f"The TFDS dataset {name} is not for image classification: that takes one Image and one ClassLabel per "
             f"example. Its features: {listed(kinds)}."

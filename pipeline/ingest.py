@@ -1,0 +1,444 @@
+"""Encoded pictures to splits of pixels: one pass that reads, judges, decodes and stores every picture.
+
+Shape letters: N pictures, H height, W width.
+"""
+
+import csv
+import hashlib
+import os
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pipeline.config import Data
+from pipeline.console import Console
+from pipeline.errors import DataError
+from pipeline.pixels import BadImage, PixelSpec, decode
+from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName, listed
+
+PIXELS = "pixels.u8"
+
+_BATCH = 256  # Pictures that are in memory at once while a mean is taken.
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A picture that is left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The N pictures of one split, in the order of the source.
+
+    Attributes:
+        name: train, validation or test.
+        labels: int32 [N], indices into the run's classes.
+        names: N names, as the source gives them.
+        digests: N SHA-256 hex digests of the encoded bytes.
+        positions: int64 [N], ascending: each picture's number among the source's examples, and row of the store.
+        store: uint8 [rows, H, W, 3], memory-mapped; the pixels of all splits.
+    """
+
+    name: SplitName
+    labels: np.ndarray
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    positions: np.ndarray = field(repr=False)
+    store: np.ndarray = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, 3)."""
+        _, height, width, channels = self.store.shape
+        return height, width, channels
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """uint8 [n, H, W, 3] in 0..255, RGB, of pictures int [n] in 0..N-1. May be called from several threads."""
+        images: np.ndarray = self.store[self.positions[rows]]
+        return images
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A run's pictures.
+
+    Attributes:
+        classes: names in the order of the network's outputs.
+        train: what weights and means are learned from.
+        validation: what choices are made on.
+        test: what the final figures are taken on.
+        quarantine: what was left out.
+        notes: sentences for the user on how the data was used.
+        digest: SHA-256 hex digest over every picture's content, label and split; the order does not matter.
+        source: where the pictures came from.
+    """
+
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    quarantine: tuple[Quarantined, ...]
+    notes: tuple[str, ...]
+    digest: str
+    source: Source = field(repr=False)
+
+    @property
+    def all(self) -> tuple[Split, Split, Split]:
+        return self.train, self.validation, self.test
+
+    def encoded(self, split: Split, rows: np.ndarray) -> Iterator[bytes]:
+        """Reads encoded pictures from the source again, one at a time.
+
+        Every call goes through the source from its start: ask once for all pictures rather than often for a few.
+
+        Args:
+            split: one of this object's splits.
+            rows: int [n] in 0..N-1, ascending.
+
+        Raises:
+            DataError: a picture is gone or is no longer what it was.
+        """
+        positions = split.positions[rows]
+        assert np.all(np.diff(positions) > 0), "rows must ascend"
+        wanted = dict(zip(positions.tolist(), np.asarray(rows).tolist(), strict=True))
+        for position, example in enumerate(self.source.examples()):
+            if not wanted:
+                return
+            row = wanted.pop(position, None)
+            if row is not None:
+                yield _unchanged(example, split.digests[row])
+        if wanted:
+            raise DataError(
+                f"{len(wanted)} pictures of the {split.name} split, such as {split.names[min(wanted.values())]}, are "
+                "gone since the run began. Run again, and leave the data as it is until the run has ended."
+            )
+
+
+def ingest(data: Data, source: Source, spec: PixelSpec, store: Path, quarantine_file: Path, console: Console) -> Splits:
+    """Reads, judges and decodes every picture once, and splits them.
+
+    Splits are decided by a hash of each picture's encoded bytes: see `split_of`.
+
+    Args:
+        data: what is allowed to be wrong, and the splits' shares.
+        source: the pictures.
+        spec: how they become pixels.
+        store: a folder, made if need be, that gets the pixels: a file of N H W 3 bytes, which must stay as long as the
+            splits are used.
+        quarantine_file: gets the list of what is left out and why, also where that is too much to go on.
+        console: gets a bar with images/s, and a warning where pictures are left out.
+
+    Raises:
+        DataError: the disk is too small, more than `data.max_bad_fraction` of the pictures are bad, or what is left is
+            not enough to train and test on.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    if source.size is not None:
+        _check_space(source.size, spec, store)
+    pictures = _without_contradictions(_read(source, spec, store / PIXELS, console))
+    good = [picture for picture in pictures if picture.reason is None]
+    quarantine = tuple(Quarantined(picture.name, picture.reason) for picture in pictures if picture.reason is not None)
+    write_quarantine(quarantine_file, quarantine)
+    _check_quarantine(quarantine, len(pictures), data, quarantine_file)
+    if quarantine:
+        console.warn(f"{len(quarantine)} of {len(pictures)} pictures are left out: {_commonest(quarantine)}.")
+
+    brings = {picture.given for picture in pictures if picture.given is not None}
+    given = _most_held_out(good)
+    places = [split_of(picture.digest, given[picture.digest], brings, data) for picture in good]
+    pixels = np.memmap(store / PIXELS, np.uint8, "r", shape=(len(pictures), spec.height, spec.width, 3))
+    splits = {name: _split(name, good, places, source.classes, np.asarray(pixels)) for name in SPLIT_NAMES}
+    notes = source.notes + _copies(good, given) + _check_splits(splits, source.classes)
+    digest = _digest(splits, source.classes)
+    return Splits(source.classes, **splits, quarantine=quarantine, notes=notes, digest=digest, source=source)
+
+
+def split_of(digest: str, given: SplitName | None, brings: Collection[SplitName], data: Data) -> SplitName:
+    """Where a picture belongs, by its content alone, so that it never moves as the data grows.
+
+    The first 64 bits of the digest, as a fraction u of 1, are spread evenly over pictures.
+
+    Args:
+        digest: SHA-256 hex digest of the encoded picture.
+        given: where the data puts it; None if the data brings no splits. Then it is test where u < test_fraction,
+            validation where u < test_fraction + validation_fraction, else train.
+        brings: the splits the data brings. Without validation among them, validation is train where
+            u < validation_fraction.
+        data: the fractions.
+    """
+    u = int(digest[:16], 16) / 2**64
+    if given is None:
+        if u < data.test_fraction:
+            return "test"
+        return "validation" if u < data.test_fraction + data.validation_fraction else "train"
+    if given == "train" and "validation" not in brings and u < data.validation_fraction:
+        return "validation"
+    return given
+
+
+def mean_to_subtract(choice: Literal["backbone", "channel", "image", "none"], train: Split) -> np.ndarray | None:
+    """What `data.mean_subtraction` asks for, in 0..255: float32 [3] or [H, W, 3]; None for the network's own means."""
+    match choice:
+        case "backbone":
+            return None
+        case "channel":
+            return channel_mean(train)
+        case "image":
+            return mean_image(train)
+        case "none":
+            return np.zeros(3, np.float32)
+
+
+def channel_mean(split: Split) -> np.ndarray:
+    """The mean of each channel over all pictures and pixels: float32 [3] in 0..255, R G B."""
+    mean: np.ndarray = _mean(split).mean(axis=(0, 1))
+    return mean.astype(np.float32)
+
+
+def mean_image(split: Split) -> np.ndarray:
+    """The mean of each pixel over all pictures: float32 [H, W, 3] in 0..255."""
+    return _mean(split).astype(np.float32)
+
+
+def write_quarantine(path: Path, quarantine: Iterable[Quarantined]) -> None:
+    """Writes a CSV file with the columns path, reason."""
+    _write_csv(path, ("path", "reason"), ((item.name, item.reason) for item in quarantine))
+
+
+def write_splits(path: Path, splits: Splits) -> None:
+    """Writes a CSV file with the columns path, label, split, sha256."""
+    rows = (
+        (name, splits.classes[label], split.name, digest)
+        for split in splits.all
+        for name, label, digest in zip(split.names, split.labels, split.digests, strict=True)
+    )
+    _write_csv(path, ("path", "label", "split", "sha256"), rows)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class _Picture:
+    position: int
+    name: str
+    label: str
+    given: SplitName | None
+    digest: str = ""
+    reason: str | None = None
+    """Why it is left out; None if it is good."""
+
+
+_Judged = tuple[_Picture, np.ndarray | None]
+
+
+def _read(source: Source, spec: PixelSpec, file: Path, console: Console) -> list[_Picture]:
+    """Judges every picture and writes the pixels of the good ones, in the order of the source; bad ones leave gaps."""
+    workers = os.cpu_count() or 1
+    pictures: list[_Picture] = []
+    start = time.monotonic()
+    with (
+        file.open("wb") as store,
+        ThreadPoolExecutor(workers) as pool,
+        console.bar("reading pictures", source.size) as advance,
+    ):
+        judged = _in_order(pool, partial(_judge, spec=spec), enumerate(source.examples()), window=4 * workers)
+        for picture, pixels in judged:
+            pictures.append(picture)
+            store.seek(picture.position * spec.height * spec.width * 3)
+            if pixels is not None:
+                store.write(pixels.tobytes())
+            advance(1, f"{len(pictures) / (time.monotonic() - start):.0f} images/s")
+        store.truncate(len(pictures) * spec.height * spec.width * 3)
+    return pictures
+
+
+def _judge(numbered: tuple[int, Example], spec: PixelSpec) -> _Judged:
+    position, example = numbered
+    picture = _Picture(position, example.name, example.label, example.split)
+    try:
+        encoded = example.read()
+    except OSError as error:
+        return replace(picture, reason=f"cannot be read: {error.strerror or error}"), None
+    picture = replace(picture, digest=hashlib.sha256(encoded).hexdigest())
+    try:
+        return picture, decode(encoded, spec)
+    except BadImage as error:
+        return replace(picture, reason=str(error)), None
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    work: Callable[[tuple[int, Example]], _Judged],
+    items: Iterable[tuple[int, Example]],
+    window: int,
+) -> Iterator[_Judged]:
+    """`map` in a pool, in order, with at most `window` items taken ahead: memory does not grow with the data."""
+    ahead: deque[Future[_Judged]] = deque()
+    for item in items:
+        ahead.append(pool.submit(work, item))
+        if len(ahead) == window:
+            yield ahead.popleft().result()
+    while ahead:
+        yield ahead.popleft().result()
+
+
+def _unchanged(example: Example, digest: str) -> bytes:
+    try:
+        encoded = example.read()
+    except OSError as error:
+        problem = f"can no longer be read ({error.strerror or error})"
+    else:
+        if hashlib.sha256(encoded).hexdigest() == digest:
+            return encoded
+        problem = "has changed"
+    raise DataError(
+        f"The picture {example.name} {problem} since the run began. Run again, and leave the data as it is until the "
+        "run has ended."
+    )
+
+
+def _check_space(count: int, spec: PixelSpec, store: Path) -> None:
+    needed = count * spec.height * spec.width * 3
+    free = shutil.disk_usage(store).free
+    if needed > free:
+        raise DataError(
+            f"The pixels of {count} pictures take {count} x {spec.height} x {spec.width} x 3 bytes = "
+            f"{needed / 1e9:.1f} GB in {store}, where {free / 1e9:.1f} GB are free. Make room, set output_dir to a "
+            "larger disk, lower data.image_size, or name fewer classes in data.classes."
+        )
+
+
+# ------------------------------------------------------------------------------------------------ quarantine and splits
+
+
+def _without_contradictions(pictures: list[_Picture]) -> list[_Picture]:
+    """Quarantines pictures that are there under two labels: nobody can tell which label is right."""
+    labels: dict[str, set[str]] = {}
+    for picture in pictures:
+        if picture.reason is None:
+            labels.setdefault(picture.digest, set()).add(picture.label)
+    doubtful = {digest: sorted(found) for digest, found in labels.items() if len(found) > 1}
+    return [
+        replace(picture, reason=f"the same picture is labelled {' and '.join(doubtful[picture.digest])}")
+        if picture.digest in doubtful
+        else picture
+        for picture in pictures
+    ]
+
+
+def _check_quarantine(quarantine: tuple[Quarantined, ...], count: int, data: Data, list_file: Path) -> None:
+    if count == 0:
+        raise DataError("The data has no pictures of the classes asked for.")
+    if len(quarantine) == count:
+        raise DataError(f"None of the {count} pictures can be used: {_commonest(quarantine)}. All are in {list_file}.")
+    if len(quarantine) > data.max_bad_fraction * count:
+        raise DataError(
+            f"{len(quarantine)} of {count} pictures cannot be used, more than data.max_bad_fraction = "
+            f"{data.max_bad_fraction:g} allows: {_commonest(quarantine)}. All are listed in {list_file}. Mend or "
+            "remove them, or raise data.max_bad_fraction."
+        )
+
+
+def _commonest(quarantine: tuple[Quarantined, ...]) -> str:
+    reasons = Counter(item.reason for item in quarantine)
+    shown = [f"{reason} ({number})" for reason, number in reasons.most_common(3)]
+    return "; ".join(shown) + ("" if len(reasons) <= 3 else f"; {len(reasons) - 3} other reasons")
+
+
+def _most_held_out(good: list[_Picture]) -> dict[str, SplitName | None]:
+    """By digest, the split that the data gives a picture; of several for its copies, the most held-out one."""
+    given: dict[str, SplitName | None] = {}
+    for picture in good:
+        other = given.setdefault(picture.digest, picture.given)
+        if picture.given is not None and other is not None:
+            given[picture.digest] = max(picture.given, other, key=SPLIT_NAMES.index)
+    return given
+
+
+def _copies(good: list[_Picture], given: dict[str, SplitName | None]) -> tuple[str, ...]:
+    """A note on byte-identical copies."""
+    if len(good) == len(given):
+        return ()
+    moved = sum(picture.given != given[picture.digest] for picture in good)
+    return (
+        f"{len(good) - len(given)} pictures are byte-identical copies of others. Copies share one split"
+        + (f": {moved} go to a more held-out split than the data gives them." if moved else "."),
+    )
+
+
+def _split(
+    name: SplitName, good: list[_Picture], places: list[SplitName], classes: tuple[str, ...], store: np.ndarray
+) -> Split:
+    number = {label: i for i, label in enumerate(classes)}
+    mine = [picture for picture, place in zip(good, places, strict=True) if place == name]
+    return Split(
+        name,
+        np.array([number[picture.label] for picture in mine], np.int32),
+        tuple(picture.name for picture in mine),
+        tuple(picture.digest for picture in mine),
+        np.array([picture.position for picture in mine], np.int64),
+        store,
+    )
+
+
+def _check_splits(splits: dict[SplitName, Split], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses splits that cannot be trained or tested on; notes for those that are merely poor."""
+    notes = []
+    for name, split in splits.items():
+        present = set(split.labels.tolist())
+        absent = [label for i, label in enumerate(classes) if i not in present]
+        sizes = ", ".join(f"{other} {len(splits[other])}" for other in SPLIT_NAMES)
+        if not len(split):
+            raise DataError(
+                f"The {name} split is empty (pictures: {sizes}). Add pictures, change data.validation_fraction and "
+                "data.test_fraction, or bring splits of your own as folders or a column of a CSV file."
+            )
+        if absent and name == "train":
+            raise DataError(
+                f"Nothing is left to learn {listed(absent)} from: no such picture is in the train split (pictures: "
+                f"{sizes}). Add pictures, lower data.validation_fraction and data.test_fraction, bring splits of your "
+                "own, or leave the class out with data.classes."
+            )
+        if absent:
+            notes.append(f"The {name} split has no picture of {listed(absent)}.")
+    return tuple(notes)
+
+
+def _digest(splits: dict[SplitName, Split], classes: tuple[str, ...]) -> str:
+    lines = [
+        f"{digest} {name} {classes[label]}\n"
+        for name, split in splits.items()
+        for digest, label in zip(split.digests, split.labels, strict=True)
+    ]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _mean(split: Split) -> np.ndarray:
+    """float64 [H, W, 3]."""
+    total = np.zeros(split.image_shape)
+    for start in range(0, len(split), _BATCH):
+        rows = np.arange(start, min(start + _BATCH, len(split)))
+        total += split.images(rows).sum(axis=0, dtype=np.float64)
+    return total / len(split)
+
+
+def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

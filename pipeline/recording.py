@@ -1,0 +1,221 @@
+"""What a run leaves behind: the files in its folder, `run.json` among them, and the same in MLflow.
+
+Stages know nothing of this; `run.py` hands their results over.
+"""
+
+import io
+import json
+import shlex
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from pipeline import artifacts, report
+from pipeline.artifacts import BackboneIdentity, Epoch, Manifest, Parity, RunRecord
+from pipeline.backbones.weights import digest
+from pipeline.config import RunConfig, dump
+from pipeline.console import Console
+from pipeline.evaluate import Report, write_predictions
+from pipeline.ingest import Splits, write_splits
+from pipeline.metrics import softmax
+from pipeline.model import Network
+from pipeline.pixels import VERSION, PixelSpec
+from pipeline.tracking import Tracker, resolve_uri
+
+# What MLflow gets of the run's folder; weights are in the model.
+_LOGGED = (".yaml", ".csv", ".json", ".png", ".html")
+
+
+@contextmanager
+def recorded(config: RunConfig, console: Console) -> Iterator["Recording"]:
+    """A run's folder and its MLflow run, from start to end, however it ends."""
+    recording = Recording(config, console)
+    try:
+        yield recording
+    except BaseException as error:
+        recording.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
+        raise
+    recording.end("FINISHED")
+
+
+class Recording:
+    """One run's folder and MLflow run.
+
+    Attributes:
+        run_dir: `<output_dir>/<name>/<time>-<random>/`.
+        quarantine: the list of pictures that could not be used.
+        scratch: a folder in it for the run's own use, removed at the end.
+        record: what `run.json` will say.
+    """
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+        self.run_dir = Path(config.output_dir).resolve() / config.name / stamp
+        self.run_dir.mkdir(parents=True)
+        self.scratch = self.run_dir / "scratch"
+        self.quarantine = self.run_dir / "quarantine.csv"
+        self.record = RunRecord(
+            name=config.name,
+            status="running",
+            run_dir=str(self.run_dir),
+            started_at=_now(),
+            tracking_uri=resolve_uri(config),
+            backbone=BackboneIdentity(name=config.backbone.name, options=config.backbone.options),
+        )
+        self._config, self._console = config, console
+        self._code = artifacts.code()
+        self._history: list[Epoch] = []
+        artifacts.write_atomically(self.run_dir / "config.yaml", dump(config))
+        self.record.write(self.run_dir / "run.json")
+        experiment = config.tracking.experiment or config.name
+        self._tracker = Tracker(self.run_dir, self.record.tracking_uri, experiment, stamp, console)
+        self._tracker.params(config.flat())
+        self._tracker.tags({"graft.code_commit": self._code.commit, "graft.code_digest": self._code.digest})
+        console.say(f"run {self.run_dir}")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage."""
+        started = time.perf_counter()
+        yield
+        self._update(seconds=self.record.seconds | {name: round(time.perf_counter() - started, 3)})
+
+    def data(self, splits: Splits, mean: np.ndarray | None) -> None:
+        """Records the splits, what was quarantined, and what is subtracted."""
+        self._splits, self._mean = splits, mean
+        write_splits(self.run_dir / "splits.csv", splits)
+        if mean is not None:
+            np.save(self.run_dir / "mean.npy", mean)
+        data = self._config.data
+        self._tracker.tags({"graft.data_digest": splits.digest})
+        self._tracker.dataset(
+            name=data.path or data.name or data.source,
+            digest=splits.digest,
+            source_type=data.source,
+            source=data.path or data.name or data.source,
+            profile={split.name: len(split.labels) for split in splits.all} | {"quarantined": len(splits.quarantine)},
+            context="training",
+        )
+        for note in splits.notes:
+            self._console.say(note)
+        sizes = ", ".join(f"{len(split.labels)} {split.name}" for split in splits.all)
+        self._console.say(f"{sizes}; {len(splits.classes)} classes; {len(splits.quarantine)} quarantined")
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Records one epoch, on one axis across phases."""
+        self._history.append(epoch)
+        artifacts.write_atomically(
+            self.run_dir / "history.json", json.dumps([asdict(epoch) for epoch in self._history], indent=2)
+        )
+        self._tracker.metrics(
+            {
+                "train/loss": epoch.loss,
+                "train/accuracy": epoch.accuracy,
+                "validation/loss": epoch.validation_loss,
+                "validation/accuracy": epoch.validation_accuracy,
+                "learning_rate": epoch.learning_rate,
+                "seconds": epoch.seconds,
+                "images_per_second": epoch.images_per_second,
+                "phase": epoch.phase,
+            },
+            step=epoch.epoch,
+        )
+
+    def network(self, network: Network) -> None:
+        """Keeps the trained weights; a later run can start from them."""
+        network.backbone.save_weights(self.run_dir / "backbone.weights.h5")
+        network.head.save_weights(self.run_dir / "head.weights.h5")
+        self._weights_digest = digest(network.model)
+
+    def scores(self, scores: Report, test_logits: np.ndarray) -> None:
+        """Records the evaluation."""
+        self._scores = scores
+        self._update(metrics={f"test_{name}": value for name, value in scores.metrics.items()})
+        scores.write(self.run_dir / "report.json")
+        test, classes = self._splits.test, list(self._splits.classes)
+        probabilities = softmax(test_logits, scores.temperature)
+        write_predictions(self.run_dir / "predictions.csv", list(test.names), test.labels, probabilities, classes)
+        low, high = scores.accuracy_interval
+        figures = {f"test/{name}": value for name, value in scores.metrics.items()}
+        figures |= {"test/accuracy_low": low, "test/accuracy_high": high, "temperature": scores.temperature}
+        self._tracker.metrics(figures, step=len(self._history))
+
+    def manifest(self, spec: PixelSpec, version: int, parity: Parity) -> Manifest:
+        """What is published beside the model."""
+        self._parity = parity
+        return Manifest(
+            name=self._config.name,
+            version=version,
+            created_at=_now(),
+            classes=list(self._splits.classes),
+            pixels=spec,
+            pixels_version=VERSION,
+            temperature=self._scores.temperature,
+            config=self._config.model_dump(mode="json", by_alias=True),
+            data_digest=self._splits.digest,
+            weights_digest=self._weights_digest,
+            metrics=self.record.metrics,
+            parity=parity,
+            code=self._code,
+            mlflow_run_id=self._tracker.run_id,
+        )
+
+    def model(self, export_dir: Path) -> None:
+        """Records the published model, draws the report, and hands everything to MLflow."""
+        self._update(export_dir=str(export_dir.resolve()))
+        report.write(
+            self.run_dir,
+            self._config.name,
+            self._scores,
+            self._history,
+            self._mean,
+            config=dump(self._config),
+            facts={
+                "exported model": str(export_dir),
+                "MLflow store": self.record.tracking_uri,
+                "MLflow run": self._tracker.run_id or "not delivered yet",
+                "data digest": self._splits.digest,
+                "weights digest": self._weights_digest,
+                "code digest": self._code.digest,
+                "code commit": self._code.commit or "not in a checkout",
+            },
+            command=f"graft run {shlex.quote(str(self.run_dir / 'config.yaml'))}",
+        )
+        for path in sorted(self.run_dir.iterdir()):
+            if path.suffix in _LOGGED:
+                self._tracker.artifact(path)
+        self._tracker.model(export_dir, self._config.name, example=self._example())
+
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
+        """Ends the run here and in MLflow."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._tracker.finish(status)
+        self._update(
+            status="finished" if status == "FINISHED" else "failed",
+            finished_at=_now(),
+            mlflow_run_id=self._tracker.run_id,
+            error=None if error is None else str(error) or type(error).__name__,
+        )
+
+    def _example(self) -> bytes:
+        """A test picture as the network sees it, encoded."""
+        stream = io.BytesIO()
+        Image.fromarray(self._splits.test.images(np.array([0]))[0]).save(stream, "JPEG")
+        return stream.getvalue()
+
+    def _update(self, **changes: Any) -> None:
+        self.record = self.record.model_copy(update=changes)
+        self.record.write(self.run_dir / "run.json")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

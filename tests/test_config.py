@@ -1,0 +1,178 @@
+"""Configs: strict, explained, and the same after a round trip."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import config
+from pipeline.backbones import BACKBONES
+from pipeline.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+BASE = {"name": "x", "data": {"source": "folder", "path": "p"}, "backbone": {"name": "mobilenet"}}
+
+
+def phase(**keys):
+    return {"phases": [{"epochs": 2, "learning_rate": 1e-3, **keys}]}
+
+
+def data(**keys):
+    return {"data": {"source": "folder", "path": "p", **keys}}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_and_says_how_to_run_it(path):
+    header = path.read_text(encoding="utf-8").split("\nname:")[0]
+    assert f"graft run configs/{path.name}" in header
+    assert "expected" in header
+    assert "runtime" in header
+    loaded = config.load(path)
+    assert loaded.name == path.stem or path.stem == "folder"
+
+
+def test_defaults_survive_a_round_trip_through_yaml(tmp_path):
+    built = config.parse(BASE)
+    (tmp_path / "c.yaml").write_text(config.dump(built), encoding="utf-8")
+    assert config.load(tmp_path / "c.yaml") == built
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nam": 1}, ["nam: unknown key", "allowed: name, seed, data"]),
+        ({"seed": True}, ["seed", "Received: True"]),
+        ({"name": "a/b"}, ["name", "'a/b'"]),
+        ({"phases": []}, ["phases"]),
+        (phase(epochs="3"), ["phases.0.epochs", "integer", "Received: '3'"]),
+        (phase(learning_rate=0), ["phases.0.learning_rate", "greater than 0", "Received: 0"]),
+        (phase(unfreeze="half"), ["phases.0.unfreeze", "{blocks: 2}", "Received: 'half'"]),
+        (phase(unfreeze={"blocks": 0}), ["phases.0.unfreeze.blocks", "Received: 0"]),
+        (phase(unfreeze={"blocks": 1, "from": "x"}), ["phases.0.unfreeze", "allowed"]),
+        (phase(optimizer="lion"), ["phases.0.optimizer", "'sgd', 'adam'"]),
+        (phase(optimizer={"name": "adam", "momentum": 0.9}), ["phases.0.optimizer.momentum: unknown key"]),
+        (phase(schedule={"name": "step"}), ["phases.0.schedule.every_epochs: required"]),
+        (phase(schedule={"name": "cosine", "warmup_epochs": 2}), ["warmup_epochs must be smaller than epochs"]),
+        (phase(layer_decay=0.5), ["layer_decay has no effect while unfreeze is head"]),
+        (phase(backbone_mode="training"), ["backbone is frozen"]),
+        (phase(optimizer="adamw"), ["adamw without weight_decay"]),
+        (data(path=None), ["source folder needs data.path"]),
+        (data(name="tf_flowers"), ["data.name belongs to source tfds"]),
+        (data(augment={"flop": 1}), ["data.augment.flop: unknown key", "flip"]),
+        (data(augment={"mixup": 0.2, "cutmix": 1.0}), ["mixup and cutmix"]),
+        (data(classes=["a", "a"]), ["names a class twice"]),
+        (data(validation_fraction=0.6, test_fraction=0.4), ["leave nothing to train on"]),
+        (data(image_size=16), ["mobilenet needs at least 32"]),
+        ({"backbone": {"name": "resnet"}}, ["backbone.name: no such backbone", "resnet50", "Received: 'resnet'"]),
+        ({"backbone": {"name": "mobilenet", "options": {"alfa": 1}}}, ["no option 'alfa'", "alpha"]),
+        ({"backbone": {"name": "lenet5"}}, ["no ImageNet weights for lenet5"]),
+        (data(image_size=64) | {"backbone": {"name": "lenet5", "weights": "none"}}, ["32 pixels only"]),
+        (data(mean_subtraction="image") | {"backbone": {"name": "efficientnet_b0"}}, ["inside the network"]),
+    ],
+)
+def test_mistakes_are_named_with_what_is_allowed_and_what_was_received(change, words):
+    with pytest.raises(ConfigError) as caught:
+        config.parse(BASE | change)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ConfigError, match=r"seed.*data\.crop.*colour"):
+        config.parse(BASE | {"seed": -1, "colour": 1} | data(crop=2.0))
+
+
+def load_text(tmp_path, text, *overrides):
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    return config.load(tmp_path / "c.yaml", list(overrides))
+
+
+TEXT = "name: x\ndata: {source: folder, path: p}\nbackbone: {name: mobilenet}\n"
+
+
+def test_yaml_numbers_and_words_mean_what_they_look_like(tmp_path):
+    loaded = load_text(tmp_path, TEXT + "phases: [{epochs: 1, learning_rate: 1e-3}]\n", "data.classes=[no, yes]")
+    assert loaded.phases[0].learning_rate == 1e-3
+    assert loaded.data.classes == ["no", "yes"]
+
+
+def test_overrides_reach_lists_and_missing_sections(tmp_path):
+    loaded = load_text(
+        tmp_path,
+        TEXT + "phases: [{epochs: 1, learning_rate: 1e-3}]\n",
+        "phases.0.epochs=7",
+        "head.dropout=0.5",
+        "data.augment.flip=both",
+        "data.path=a=b",
+    )
+    assert (loaded.phases[0].epochs, loaded.head.dropout) == (7, 0.5)
+    assert (loaded.data.augment.flip, loaded.data.path) == ("both", "a=b")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed", r"dotted\.key=value"),
+        ("phases.9.epochs=1", "no list item"),
+        ("a b=1", r"dotted\.key=value"),
+        ("seed=[", "not valid YAML"),
+        ("seed=1.5", r"seed.*Received: 1\.5"),
+    ],
+)
+def test_overrides_that_cannot_be_made_are_refused(tmp_path, override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_text(tmp_path, TEXT + "phases: [{epochs: 1, learning_rate: 1e-3}]\n", override)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: x\nname: y\n", "duplicate key"),
+        ("- a\n", "must be a mapping"),
+        ("a: [1\n", "not valid YAML"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_files_that_are_not_a_config_are_refused(tmp_path, text, words):
+    with pytest.raises(ConfigError, match=words):
+        load_text(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nope\.yaml.*graft init"):
+        config.load(tmp_path / "nope.yaml")
+
+
+def test_the_schema_describes_every_key():
+    import json
+
+    schema = json.loads(config.schema())
+
+    def undescribed(model, path):
+        for key, field in model.get("properties", {}).items():
+            if "description" not in field and "const" not in field and key != "name":
+                yield f"{path}.{key}"
+
+    missing = [*undescribed(schema, "run")]
+    for name, model in schema["$defs"].items():
+        missing += undescribed(model, name)
+    assert missing == []
+
+
+def test_flat_names_are_the_keys_of_set():
+    flat = config.parse(BASE | phase(unfreeze={"from": "conv_pw_12"})).flat()
+    assert flat["phases.0.unfreeze.from"] == "conv_pw_12"
+    assert flat["data.augment.flip"] == "none"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)))
+def test_any_tree_is_parsed_or_refused_in_words(tree):
+    with pytest.raises(ConfigError, match="cannot be used"):
+        config.parse(BASE | {"head": {"dropout": tree, "no such key": 1}})
+
+
+def test_every_backbone_gives_a_valid_config_by_default():
+    for name, row in BACKBONES.items():
+        config.parse(BASE | {"backbone": {"name": name, "weights": "imagenet" if row.imagenet else "none"}})

@@ -1,0 +1,67 @@
+"""The SavedModel's own decoder does what Pillow's does."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from pipeline import graph_pixels, pixels
+
+SPEC = pixels.PixelSpec(height=64, width=64)
+
+
+def picture(width=150, height=90, mode="RGB"):
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+def encode(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def decode():
+    return tf.function(lambda data: graph_pixels.decode(data, SPEC), input_signature=[tf.TensorSpec([], tf.string)])
+
+
+def mean_difference(data, decode):
+    return np.abs(pixels.decode(data, SPEC).astype(int) - decode(data).numpy().astype(int)).mean()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", pixels.FORMATS)
+def test_every_format_and_orientation(kind, orientation, decode):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif[0x0112] = orientation
+    assert mean_difference(encode(picture(), kind, exif=exif), decode) < 2
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_both_byte_orders_of_exif(order):
+    exif = Image.Exif()
+    exif.endian = order
+    exif[0x0112] = 6
+    data = encode(picture(), "JPEG", exif=exif.tobytes())
+    assert graph_pixels.orientation(tf.constant(data)).numpy() == 6
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG")]
+)
+def test_every_mode(mode, kind, decode):
+    assert mean_difference(encode(picture(mode=mode), kind), decode) < 2
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (8, 8), (500, 20), (20, 500), (1, 1)])
+def test_every_shape(width, height, decode):
+    assert mean_difference(encode(picture(width, height), "PNG"), decode) < 1
+
+
+def test_sixteen_bits(decode):
+    deep = Image.fromarray(np.linspace(0, 65535, 80 * 80).reshape(80, 80).astype(np.uint16))
+    assert mean_difference(encode(deep, "PNG"), decode) < 1

@@ -216,10 +216,9 @@ def _shown(path: Path) -> str:
 
 def _print_blocks(name: str) -> None:
     from pipeline.backbones import BACKBONES, cuts, weights
-    from pipeline.config import BackboneConfig
 
     row = BACKBONES[name]
-    network = weights.load(BackboneConfig(name=name, weights="none"), row.default_size, Path())
+    network = weights.outline(name, row.default_size)
     blocks = cuts.blocks(network, row.block_end)
     print(f"{name}: {network.count_params():,} weights, {len(blocks)} blocks, bottom to top")
     table = Table("unfreeze", "cut below", "layers", "weights", "output", box=None, header_style="bold")
@@ -227,7 +226,7 @@ def _print_blocks(name: str) -> None:
         layers = [network.get_layer(layer) for layer in block]
         table.add_row(
             f"{{blocks: {len(blocks) - number}}}",
-            blocks[number - 1][-1] if number else "(input)",
+            cuts.cut_below(network, [name for above in blocks[number:] for name in above]) or "(input)",
             str(len(layers)),
             f"{sum(layer.count_params() for layer in layers):,}",
             "x".join(str(size) for size in layers[-1].output.shape[1:]),

@@ -1,7 +1,6 @@
 """What a run leaves on disk, as frozen types. No TensorFlow."""
 
 import hashlib
-import json
 import os
 import subprocess
 from dataclasses import dataclass

@@ -273,12 +273,8 @@ def _name_alone(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Optimizer = Annotated[
-    SGD | Adam | AdamW | RMSprop, BeforeValidator(_name_alone), Field(discriminator="name")
-]
-Schedule = Annotated[
-    Constant | Cosine | Step | Plateau, BeforeValidator(_name_alone), Field(discriminator="name")
-]
+Optimizer = Annotated[SGD | Adam | AdamW | RMSprop, BeforeValidator(_name_alone), Field(discriminator="name")]
+Schedule = Annotated[Constant | Cosine | Step | Plateau, BeforeValidator(_name_alone), Field(discriminator="name")]
 
 
 class Phase(Strict):
@@ -396,7 +392,9 @@ class RunConfig(Strict):
                 items = enumerate(value)
             else:
                 return {prefix: value}
-            return {k: v for key, part in items for k, v in walk(f"{prefix}.{key}" if prefix else str(key), part).items()}
+            return {
+                k: v for key, part in items for k, v in walk(f"{prefix}.{key}" if prefix else str(key), part).items()
+            }
 
         return walk("", self.model_dump(mode="json", by_alias=True))
 
@@ -419,7 +417,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"Cannot read the config {path}: {reason}. Write one with: graft init FOLDER > {path}") from None
+        raise ConfigError(
+            f"Cannot read the config {path}: {reason}. Write one with: graft init FOLDER > {path}"
+        ) from None
     tree = _yaml(text, f"the config {path}")
     if not isinstance(tree, dict):
         raise ConfigError(f"The config {path} must be a mapping of keys such as name, data and backbone.")

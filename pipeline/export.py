@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,6 @@ class TestPictures:
     def of(cls, splits: Splits) -> "TestPictures":
         """A run's test split."""
         return cls(splits.test.images, lambda rows: splits.encoded(splits.test, rows), len(splits.test.labels))
-
-    def batches(self) -> Iterator[np.ndarray]:
-        for start in range(0, self.count, _BATCH):
-            yield np.arange(start, min(start + _BATCH, self.count))
 
 
 def export(
@@ -172,15 +169,16 @@ def _check(
     pixel_difference = byte_difference = 0.0
     same_label = 0
     names = np.array([label.encode() for label in classes], dtype=object)
+    files = test.encoded(np.arange(test.count))
     with console.bar("checking the export", test.count) as advance:
-        for rows in test.batches():
+        for start in range(0, test.count, _BATCH):
+            rows = np.arange(start, min(start + _BATCH, test.count))
             images = test.pixels(rows)
             expected = forward(tf.cast(images, tf.float32)).numpy()
             by_pixels = {key: value.numpy() for key, value in loaded.signatures["pixels"](pixels=images).items()}
-            encoded = tf.constant(list(test.encoded(rows)), tf.string)
+            encoded = tf.constant(list(islice(files, len(rows))), tf.string)
             by_bytes = {
-                key: value.numpy()
-                for key, value in loaded.signatures["serving_default"](image_bytes=encoded).items()
+                key: value.numpy() for key, value in loaded.signatures["serving_default"](image_bytes=encoded).items()
             }
             best = expected.argmax(axis=-1)
             pixel_difference = max(pixel_difference, float(np.abs(by_pixels["probabilities"] - expected).max()))

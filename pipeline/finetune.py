@@ -136,9 +136,7 @@ def _train(
                 images_per_second=len(train.labels) / trained_for,
             )
             advance(0, note=_figures(record))
-        callbacks.on_epoch_end(
-            epoch, {"val_loss": record.validation_loss, "val_accuracy": record.validation_accuracy}
-        )
+        callbacks.on_epoch_end(epoch, {"val_loss": record.validation_loss, "val_accuracy": record.validation_accuracy})
         yield record
         if trained.stop_training:
             break

@@ -7,7 +7,7 @@ import mlflow
 import pandas  # type: ignore[import-untyped]
 
 
-class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+class Classifier(mlflow.pyfunc.PythonModel):
     """Encoded pictures in, labels out."""
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:

@@ -61,7 +61,7 @@ def _per_variable(kind: type, scales: list[float], decays: list[float]) -> type:
     the variable's own learning rate (Loshchilov and Hutter, 2019).
     """
 
-    class PerVariable(kind):  # type: ignore[misc]
+    class PerVariable(kind):
         def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: Any) -> None:
             index = self._get_variable_index(variable)
             learning_rate = tf.cast(learning_rate, variable.dtype) * scales[index]

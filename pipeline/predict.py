@@ -96,9 +96,7 @@ def write_csv(predictions: Iterable[Prediction], classes: list[str], out: TextIO
     writer.writerow(["path", "label", "score", "error", *(f"p({name})" for name in classes)])
     for p in predictions:
         shares = [f"{p.probabilities[name]:.6f}" for name in classes] if p.probabilities else [""] * len(classes)
-        writer.writerow(
-            [p.path, p.label or "", "" if p.score is None else f"{p.score:.6f}", p.error or "", *shares]
-        )
+        writer.writerow([p.path, p.label or "", "" if p.score is None else f"{p.score:.6f}", p.error or "", *shares])
 
 
 def write_jsonl(predictions: Iterable[Prediction], out: TextIO) -> None:

@@ -29,10 +29,10 @@ from pipeline.ingest import Splits, write_splits
 from pipeline.metrics import softmax
 from pipeline.model import Network
 from pipeline.pixels import VERSION, PixelSpec
-from pipeline.tracking import Tracker, resolve_uri
+from pipeline.tracking import Tracker, resolve_uri, without_password
 
-# What MLflow gets of the run's folder; weights are in the model.
-_LOGGED = (".yaml", ".csv", ".json", ".png", ".html")
+# What MLflow gets of the run's folder. The weights are in the model.
+_LOGGED = ("*.yaml", "*.csv", "*.png", "report.html", "report.json", "history.json")
 
 
 @contextmanager
@@ -58,6 +58,7 @@ class Recording:
     """
 
     def __init__(self, config: RunConfig, console: Console) -> None:
+        uri = resolve_uri(config)
         stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
         self.run_dir = Path(config.output_dir).resolve() / config.name / stamp
         self.run_dir.mkdir(parents=True)
@@ -68,16 +69,18 @@ class Recording:
             status="running",
             run_dir=str(self.run_dir),
             started_at=_now(),
-            tracking_uri=resolve_uri(config),
+            tracking_uri=without_password(uri),
             backbone=BackboneIdentity(name=config.backbone.name, options=config.backbone.options),
         )
         self._config, self._console = config, console
         self._code = artifacts.code()
         self._history: list[Epoch] = []
-        artifacts.write_atomically(self.run_dir / "config.yaml", dump(config))
+        # Shown and shared, so it holds no password; what was tracked where is not what makes a run.
+        self._shown = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": None})})
+        artifacts.write_atomically(self.run_dir / "config.yaml", dump(self._shown))
         self.record.write(self.run_dir / "run.json")
         experiment = config.tracking.experiment or config.name
-        self._tracker = Tracker(self.run_dir, self.record.tracking_uri, experiment, stamp, console)
+        self._tracker = Tracker(self.run_dir, uri, experiment, stamp, console)
         self._tracker.params(config.flat())
         self._tracker.tags({"graft.code_commit": self._code.commit, "graft.code_digest": self._code.digest})
         console.say(f"run {self.run_dir}")
@@ -160,7 +163,7 @@ class Recording:
             pixels=spec,
             pixels_version=VERSION,
             temperature=self._scores.temperature,
-            config=self._config.model_dump(mode="json", by_alias=True),
+            config=self._shown.model_dump(mode="json", by_alias=True),
             data_digest=self._splits.digest,
             weights_digest=self._weights_digest,
             metrics=self.record.metrics,
@@ -178,7 +181,7 @@ class Recording:
             self._scores,
             self._history,
             self._mean,
-            config=dump(self._config),
+            config=dump(self._shown),
             facts={
                 "exported model": str(export_dir),
                 "MLflow store": self.record.tracking_uri,
@@ -190,9 +193,8 @@ class Recording:
             },
             command=f"graft run {shlex.quote(str(self.run_dir / 'config.yaml'))}",
         )
-        for path in sorted(self.run_dir.iterdir()):
-            if path.suffix in _LOGGED:
-                self._tracker.artifact(path)
+        for path in sorted(path for pattern in _LOGGED for path in self.run_dir.glob(pattern)):
+            self._tracker.artifact(path)
         self._tracker.model(export_dir, self._config.name, example=self._example())
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:

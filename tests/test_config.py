@@ -167,7 +167,11 @@ def test_flat_names_are_the_keys_of_set():
     assert flat["data.augment.flip"] == "none"
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.text(), c)
+    )
+)
 def test_any_tree_is_parsed_or_refused_in_words(tree):
     with pytest.raises(ConfigError, match="cannot be used"):
         config.parse(BASE | {"head": {"dropout": tree, "no such key": 1}})

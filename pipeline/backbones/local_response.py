@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 @keras.saving.register_keras_serializable(package="graft")
-class LocalResponseNormalization(keras.layers.Layer):  # type: ignore[misc]
+class LocalResponseNormalization(keras.layers.Layer):
     """b = a / (k + α Σ a²)^β, the sum over the n maps around each map at the same position.
 
     Source: Krizhevsky et al. (2012), section 3.3, with its constants n = 5, k = 2, α = 1e-4, β = 0.75.

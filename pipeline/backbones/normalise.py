@@ -15,7 +15,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @keras.saving.register_keras_serializable(package="graft")
-class Normalise(keras.layers.Layer):  # type: ignore[misc]
+class Normalise(keras.layers.Layer):
     """y = (order(x) / divide − mean) / std: uint8 or float32 [N, H, W, 3], RGB, 0..255 → float32 [N, H, W, C].
 
     Attributes:

@@ -160,12 +160,14 @@ def read_manifest(export_dir: Path) -> Manifest:
     """The manifest of an exported model. Raises ExportError where the folder is not one."""
     try:
         return Manifest.read(export_dir / "manifest.json")
-    except (OSError, ValidationError) as error:
-        reason = "it has no manifest.json" if isinstance(error, FileNotFoundError) else f"its manifest.json: {error}"
-        raise ExportError(
-            f"{export_dir} is not a model exported by graft: {reason}. Give the folder with the version number, as "
-            "printed at the end of graft run, e.g. export/NAME/1."
-        ) from None
+    except OSError as error:
+        reason = f"its manifest.json cannot be read ({error.strerror})"
+    except ValidationError:
+        reason = "its manifest.json is damaged, or of another version of graft"
+    raise ExportError(
+        f"{export_dir} is not a model exported by graft: {reason}. Give the folder with the version number, as printed "
+        "at the end of graft run, e.g. export/NAME/1."
+    )
 
 
 def code() -> Code:

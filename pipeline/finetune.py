@@ -127,8 +127,8 @@ def _train(
             record = Epoch(
                 phase=1,
                 epoch=epoch + 1,
-                loss=totals[0] / totals[2],
-                accuracy=totals[1] / totals[2],
+                loss=float(totals[0] / totals[2]),
+                accuracy=float(totals[1] / totals[2]),
                 validation_loss=log_loss(probabilities, validation.labels),
                 validation_accuracy=accuracy(probabilities, validation.labels),
                 learning_rate=float(optimizer.learning_rate.numpy()),

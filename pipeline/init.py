@@ -109,6 +109,8 @@ def _flow(value: Any) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = True
     yaml.width = 2**31
+    # Unusual line breaks are escaped, or YAML would read them as spaces; letters of any alphabet stay legible.
+    yaml.allow_unicode = str(value).isprintable()
     yaml.dump({"key": value}, stream)
     return stream.getvalue().strip().removeprefix("{key: ").removesuffix("}")
 

@@ -6,7 +6,7 @@ the pretraining data the pictures are cannot be told from their number; who know
 
 from dataclasses import dataclass
 
-from pipeline.config import SGD, Augment, Cosine, EarlyStopping, Phase, Plateau, Share
+from pipeline.config import SGD, Augment, Cosine, EarlyStopping, Phase, Plateau, Share, default_phases
 
 
 @dataclass(frozen=True)
@@ -35,51 +35,47 @@ class Tier:
     reason: str
 
 
-_HEAD_RATE = 1e-3
+def _head(epochs: int) -> Phase:
+    return Phase(epochs=epochs, learning_rate=5e-3, unfreeze="head", schedule=Cosine())
 
-# The last two of MobileNet's thirteen blocks. A number of blocks would be half of a VGG and most of a DenseNet.
-_TOP = Share(fraction=0.15)
 
 # From fewest to most pictures; each unfreezes at least what the one before does.
 TIERS = [
     Tier(
         pictures=0,
         pictures_per_class=0,
-        phases=[Phase(epochs=30, learning_rate=_HEAD_RATE, unfreeze="head")],
+        phases=[_head(30)],
         augment=Augment(flip="horizontal", crop_scale=0.7, rotation=10, color=0.1),
         reason="too few to change pretrained layers without overfitting: the head alone learns, on augmented pictures",
     ),
     Tier(
         pictures=0,
         pictures_per_class=20,
-        phases=[
-            Phase(epochs=10, learning_rate=_HEAD_RATE, unfreeze="head"),
-            Phase(epochs=10, learning_rate=1e-5, unfreeze=_TOP),
-        ],
-        augment=Augment(flip="horizontal", crop_scale=0.7),
+        phases=default_phases(),
+        augment=Augment(flip="horizontal"),
         reason="enough to train the head and then adapt the topmost layers gently",
     ),
     Tier(
         pictures=1_000,
         pictures_per_class=200,
         phases=[
-            Phase(epochs=5, learning_rate=_HEAD_RATE, unfreeze="head"),
+            _head(5),
             Phase(
                 epochs=15,
                 learning_rate=1e-4,
-                unfreeze=_TOP,
+                unfreeze=Share(fraction=0.3),
                 schedule=Cosine(),
                 early_stopping=EarlyStopping(patience=5),
             ),
         ],
         augment=Augment(flip="horizontal", crop_scale=0.5),
-        reason="hundreds a class can move the topmost layers ten times faster than fewer could",
+        reason="hundreds a class can move the topmost layers further: more epochs, stronger augmentation",
     ),
     Tier(
         pictures=10_000,
         pictures_per_class=200,
         phases=[
-            Phase(epochs=3, learning_rate=_HEAD_RATE, unfreeze="head"),
+            _head(3),
             Phase(
                 epochs=12,
                 learning_rate=1e-4,
@@ -95,7 +91,7 @@ TIERS = [
         pictures=200_000,
         pictures_per_class=200,
         phases=[
-            Phase(epochs=1, learning_rate=_HEAD_RATE, unfreeze="head"),
+            _head(1),
             Phase(
                 epochs=10,
                 learning_rate=1e-4,

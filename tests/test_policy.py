@@ -29,10 +29,10 @@ def deepest(n_images: int, n_classes: int) -> float:
     [
         (20, 2, "head"),
         (1_900, 100, "head"),  # 19 a class, however many there are
-        (397, 2, Share(fraction=0.15)),
-        (3_670, 5, Share(fraction=0.15)),
+        (397, 2, Share(fraction=0.3)),
+        (3_670, 5, Share(fraction=0.3)),
         (23_262, 2, Share(fraction=0.5)),
-        (20_000, 1_000, Share(fraction=0.15)),  # many pictures, few a class
+        (20_000, 1_000, Share(fraction=0.3)),  # many pictures, few a class
         (1_281_167, 1_000, "all"),
     ],
 )

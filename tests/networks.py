@@ -1,0 +1,51 @@
+"""Small networks and splits for tests that train."""
+
+import numpy as np
+
+from pipeline import model
+from pipeline.backbones import BACKBONES, weights
+from pipeline.config import BackboneConfig, Data, Head, Phase
+from pipeline.console import Console
+from pipeline.ingest import Split
+from pipeline.run import reproducible
+
+QUIET = Console(quiet=True)
+SIZE = 32
+
+
+def split(count=24, classes=3, seed=0, size=SIZE, name="train"):
+    """Pictures whose class shows in their brightest channel."""
+    random = np.random.default_rng(seed)
+    labels = (np.arange(count) % classes).astype(np.int32)
+    pixels = random.integers(0, 120, (count, size, size, 3)).astype(np.uint8)
+    pixels[np.arange(count), :, :, labels] += 100
+    names = tuple(f"{i}.png" for i in range(count))
+    return Split(name, labels, names, names, np.arange(count), pixels)
+
+
+def network(name="mobilenet", options=None, head=None, classes=3, seed=0, size=SIZE):
+    """A network with random weights, the same for the same seed."""
+    reproducible(seed)
+    return unseeded_network(name, options, head, classes, size)
+
+
+def unseeded_network(name="mobilenet", options=None, head=None, classes=3, size=SIZE):
+    options = {"alpha": 0.25} if options is None and name == "mobilenet" else options or {}
+    backbone = weights.load(BackboneConfig(name=name, weights="none", options=options), size, None)
+    return model.build(backbone, BACKBONES[name], None, head or Head(), classes)
+
+
+def phase(**changes):
+    return Phase(**{"epochs": 2, "learning_rate": 1e-2, "unfreeze": "head", **changes})
+
+
+def data(**changes):
+    return Data(source="digits", **{"batch_size": 8, **changes})
+
+
+def values(variables):
+    return [variable.numpy().copy() for variable in variables]
+
+
+def same(before, after):
+    return all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))

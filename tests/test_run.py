@@ -1,0 +1,191 @@
+"""Whole runs: digits in seconds; photographs where there are any."""
+
+import csv
+import shutil
+import statistics
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from pipeline import config, recording
+from pipeline.artifacts import RunRecord, read_manifest
+from pipeline.backbones.contracts import CONTRACTS
+from pipeline.errors import ConfigError, DataError, ExportError, WeightsError
+from pipeline.evaluate import Report
+from pipeline.run import run
+from pipeline.tracking import connect
+from tests.networks import QUIET
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory of its own: runs, exports and MLflow's store go there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def digits(*overrides, name="digits-0-4"):
+    return config.load(CONFIGS / f"{name}.yaml", ["phases.0.epochs=2", *overrides])
+
+
+def weights_of(record):
+    values = {}
+    for part in ("backbone", "head"):
+        with h5py.File(Path(record.run_dir) / f"{part}.weights.h5") as file:
+            file.visititems(
+                lambda path, item, part=part: (
+                    values.__setitem__(part + path, item[()]) if isinstance(item, h5py.Dataset) else None
+                )
+            )
+    return values
+
+
+@pytest.mark.slow
+def test_a_run_leaves_everything_behind_and_a_second_one_can_start_from_it(here):
+    first = run(digits(), QUIET)
+    run_dir = Path(first.run_dir)
+    assert {path.name for path in run_dir.iterdir()} >= {
+        "config.yaml", "run.json", "report.json", "report.html", "predictions.csv", "splits.csv", "quarantine.csv",
+        "history.json", "learning_curves.png", "confusion.png", "per_class.png", "reliability.png",
+        "backbone.weights.h5", "head.weights.h5", "tracking.jsonl",
+    }  # fmt: skip
+    assert not (run_dir / "scratch").exists()
+    assert RunRecord.read(run_dir / "run.json") == first
+    assert first.status == "finished"
+    assert set(first.metrics) >= {"test_accuracy", "test_loss", "test_macro_f1", "test_ece"}
+    assert set(first.seconds) == {"ingest", "train", "evaluate", "export", "report"}
+    assert Report.read(run_dir / "report.json").metrics["accuracy"] == first.metrics["test_accuracy"]
+    manifest = read_manifest(Path(first.export_dir))
+    assert manifest.parity.pixels_largest_difference <= 1e-5
+    assert manifest.mlflow_run_id == first.mlflow_run_id
+
+    client = connect(first.tracking_uri)
+    logged = client.get_run(first.mlflow_run_id)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["phases.0.schedule.name"] == "cosine"
+    assert logged.data.metrics["test/accuracy"] == pytest.approx(first.metrics["test_accuracy"])
+    assert logged.data.tags["graft.data_digest"] == manifest.data_digest
+    assert logged.inputs.dataset_inputs[0].dataset.digest == manifest.data_digest[:36]
+    steps = [metric.step for metric in client.get_metric_history(first.mlflow_run_id, "train/loss")]
+    assert steps == [1, 2]
+    assert {item.path for item in client.list_artifacts(first.mlflow_run_id)} >= {"report.html", "confusion.png"}
+    assert client.get_model_version("digits-0-4", "1").run_id == first.mlflow_run_id
+
+    second = run(digits("phases.1.epochs=2", name="digits-5-9"), QUIET)
+    assert read_manifest(Path(second.export_dir)).classes == ["5", "6", "7", "8", "9"]
+    start, end = weights_of(first), weights_of(second)
+    unchanged = [key for key in start if key.startswith("backbone") and np.array_equal(start[key], end[key])]
+    assert any("c1" in key for key in unchanged)
+    assert any("c3" in key for key in unchanged)
+    assert not any("c5" in key for key in unchanged)
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(here):
+    first, again, other = (weights_of(run(digits(f"seed={seed}"), QUIET)) for seed in (1, 1, 2))
+    assert first.keys() == again.keys()
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    assert not all(np.array_equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", ["channel", "image", "none"])
+def test_the_mean_comes_from_training_and_is_in_the_exported_graph(here, choice):
+    record = run(digits(f"data.mean_subtraction={choice}"), QUIET)
+    run_dir = Path(record.run_dir)
+    mean = np.load(run_dir / "mean.npy")
+    assert mean.shape == {"channel": (3,), "image": (32, 32, 3), "none": (3,)}[choice]
+    assert (mean.max() > 1) == (choice != "none")
+    assert (run_dir / "mean.png").exists()
+    grey = (mean * [0.299, 0.587, 0.114]).sum(axis=-1, keepdims=True) / CONTRACTS["grey"].divide
+    variables = [variable.numpy() for variable in tf.saved_model.load(record.export_dir).variables]
+    assert any(value.shape == grey.shape and np.allclose(value, grey, atol=1e-6) for value in variables)
+
+
+def test_mistakes_are_found_before_anything_is_made(here):
+    with pytest.raises(DataError):
+        run(config.load(CONFIGS / "folder.yaml", ["data.path=nowhere"]), QUIET)
+    with pytest.raises(WeightsError, match="no finished run"):
+        run(digits(name="digits-5-9"), QUIET)
+    with pytest.raises(ConfigError, match=r"no layer of this name.*c9"):
+        run(digits("backbone.weights=none", "phases.1.unfreeze={from: c9}", name="digits-5-9"), QUIET)
+    assert list(here.iterdir()) == []
+
+
+def folder_of(here, count=40):
+    random = np.random.default_rng(0)
+    for label, channel in (("red", 0), ("blue", 2)):
+        (here / "pictures" / label).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 100, (40, 50, 3)).astype(np.uint8)
+            pixels[:, :, channel] += 120
+            Image.fromarray(pixels).save(here / "pictures" / label / f"{i}.png")
+    return here / "pictures"
+
+
+def small(here, *overrides):
+    settings = [
+        f"data.path={folder_of(here)}", "data.image_size=32", "backbone.weights=none", "backbone.name=mobilenet",
+        "backbone.options={alpha: 0.25}", "phases=[{epochs: 1, learning_rate: 0.01, unfreeze: all}]",
+    ]  # fmt: skip
+    return config.load(CONFIGS / "folder.yaml", [*settings, *overrides])
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_says_so_everywhere_and_publishes_nothing(here, monkeypatch):
+    asked = small(here)
+
+    def fail(*_args, **_kwargs):
+        raise ExportError("it does not agree")
+
+    monkeypatch.setattr("pipeline.export._check", fail)
+    with pytest.raises(ExportError):
+        run(asked, QUIET)
+    (run_dir,) = (here / "runs" / asked.name).iterdir()
+    record = RunRecord.read(run_dir / "run.json")
+    assert (record.status, record.error) == ("failed", "it does not agree")
+    assert not (run_dir / "scratch").exists()
+    assert connect(record.tracking_uri).get_run(record.mlflow_run_id).info.status == "FAILED"
+    assert list((here / "export" / asked.name).iterdir()) == []
+
+
+@pytest.mark.slow
+def test_bad_files_are_quarantined_and_mlflow_may_be_away(here):
+    asked = small(here, "tracking.uri=http://127.0.0.1:9")
+    (here / "pictures" / "red" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    record = run(asked, QUIET)
+    assert record.status == "finished"
+    assert record.mlflow_run_id is None
+    rows = list(csv.reader((Path(record.run_dir) / "quarantine.csv").open()))
+    assert [row[0] for row in rows[1:]] == ["red/broken.png"]
+    assert Path(record.export_dir).is_dir()
+
+
+@pytest.mark.slow
+def test_a_test_picture_that_changes_during_the_run_ends_it(here, monkeypatch):
+    asked = small(here)
+    original = recording.Recording.data
+
+    def meddle(self, splits, mean):
+        original(self, splits, mean)
+        shutil.copy(here / "pictures" / splits.train.names[0], here / "pictures" / splits.test.names[0])
+
+    monkeypatch.setattr(recording.Recording, "data", meddle)
+    with pytest.raises(DataError, match=r"changed|no longer"):
+        run(asked, QUIET)
+
+
+@pytest.mark.slow
+def test_ants_and_bees(here, photographs, imagenet_weights):
+    """Three seeds on real photographs with real weights. The time is a benchmark's business; this is the accuracy."""
+    accuracies = []
+    for seed in range(3):
+        asked = config.load(CONFIGS / "hymenoptera.yaml", [f"seed={seed}", f"data.path={photographs}"])
+        accuracies.append(run(asked, QUIET).metrics["test_accuracy"])
+    assert statistics.median(accuracies) >= 0.88

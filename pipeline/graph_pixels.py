@@ -1,6 +1,7 @@
 """`pixels.decode` in TensorFlow operations, for models that take encoded pictures: the same steps in the same order.
 
-JPEG decoders and resizers round differently, so results differ from Pillow's by about one grey level on average.
+Resizers round differently, and Pillow decodes large JPEGs at a reduced scale: on photographs the two differ by 0.2 grey
+levels on average.
 """
 
 import tensorflow as tf
@@ -21,7 +22,12 @@ def decode(data: tf.Tensor, spec: PixelSpec) -> tf.Tensor:
     Returns:
         uint8 [H, W, 3] in 0..255, RGB.
     """
-    image = tf.io.decode_image(data, channels=3, expand_animations=False)
+    image = tf.cond(
+        tf.io.is_jpeg(data),
+        # TensorFlow's default transform is a faster, coarser one than Pillow's: 1.2 grey levels apart on average.
+        lambda: tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
+    )
     image = upright(tf.ensure_shape(image, [None, None, 3]), orientation(data))
     height, width = tf.cast(tf.shape(image)[0], tf.float32), tf.cast(tf.shape(image)[1], tf.float32)
     box = tf.minimum(width / spec.width, height / spec.height) * spec.crop  # of one resulting pixel, in source pixels

@@ -32,3 +32,8 @@ def imagenet_weights():
     if not (KERAS_HOME / "models" / "mobilenet_2_5_224_tf_no_top.h5").is_file():
         pytest.skip(f"MobileNet's weights are not in {KERAS_HOME}")
     return KERAS_HOME
+
+
+def pytest_collection_modifyitems(items):
+    """Fast tests first: most mistakes show in seconds."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -61,7 +61,9 @@ def test_outputs_are_the_models_with_temperature_and_names(model, published):
 def test_decoding_is_pinned_to_the_processor(published):
     loaded = tf.saved_model.load(str(published[0]))
     graph = loaded.signatures["serving_default"].graph.as_graph_def()
-    decoders = [node for function in graph.library.function for node in function.node_def if node.op.startswith("Decode")]
+    decoders = [
+        node for function in graph.library.function for node in function.node_def if node.op.startswith("Decode")
+    ]
     assert decoders
     assert all(node.device.upper().endswith("CPU:0") for node in decoders)
 

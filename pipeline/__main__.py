@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,12 +197,14 @@ def _print_summary(record: Any) -> None:
     report = _shown(Path(record.run_dir) / "report.html")
     export_dir = _shown(Path(record.export_dir))
     store = _shown(Path(record.run_dir).parent.parent)
+    # As it can be typed here: outside an activated environment the bare name is not found.
+    graft = "graft" if shutil.which("graft") else _shown(Path(sys.argv[0]).absolute())
     figures = ", ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in record.metrics.items())
     for what, where, command in (
         ("test split", figures, ""),
-        ("report", report, f"python -m webbrowser {shlex.quote(report)}"),
-        ("model", export_dir, f"graft predict {shlex.quote(export_dir)} IMAGE..."),
-        ("MLflow", record.tracking_uri, f"graft ui {shlex.quote(store)}"),
+        ("report", report, f"python3 -m webbrowser {shlex.quote(report)}"),
+        ("model", export_dir, f"{graft} predict {shlex.quote(export_dir)} IMAGE..."),
+        ("MLflow", record.tracking_uri, f"{graft} ui {shlex.quote(store)}"),
     ):
         print(f"{what:<12}{where}")
         if command:

@@ -53,7 +53,7 @@ def finetune(
     for number, phase in enumerate(phases):
         division = divide(network, phase)
         before = fingerprint(division.unchanging)
-        console.say(f"phase {number + 1}/{len(phases)}: {_summary(phase, division)}")
+        console.say(f"phase {number + 1}/{len(phases)}: {_summary(phase, division, network)}")
         for record in _train(division, phase, data, train, validation, (seed, number), console):
             history.append(replace(record, phase=number + 1, epoch=len(history) + 1))
             on_epoch(history[-1])
@@ -271,10 +271,14 @@ def _callbacks(phase: Phase) -> list[keras.callbacks.Callback]:
     return callbacks
 
 
-def _summary(phase: Phase, division: Division) -> str:
-    training = sum(int(np.prod(variable.shape)) for variable in division.trained.trainable_variables)
-    frozen = sum(int(np.prod(variable.shape)) for variable in division.unchanging)
-    return f"{training:,} weights train, {frozen:,} stay; {phase.optimizer.name} at {phase.learning_rate:g}"
+def _summary(phase: Phase, division: Division, network: Network) -> str:
+    training = _count(division.trained.trainable_variables)
+    frozen = _count(division.unchanging) - _count(network.normalise.variables)
+    return f"{training:,} weights train, {frozen:,} are frozen; {phase.optimizer.name} at {phase.learning_rate:g}"
+
+
+def _count(variables: list[keras.Variable]) -> int:
+    return sum(int(np.prod(variable.shape)) for variable in variables)
 
 
 def _figures(record: Epoch) -> str:

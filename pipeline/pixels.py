@@ -93,7 +93,6 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
                 (stored.width, stored.height),
                 Image.Resampling.BILINEAR,
                 box=centre_box(image.width, image.height, stored),
-                reducing_gap=2.0,
             )
             return np.asarray(resized if turn is None else resized.transpose(turn))
     except UnidentifiedImageError:

@@ -62,6 +62,14 @@ def test_every_shape(width, height, decode):
     assert mean_difference(encode(picture(width, height), "PNG"), decode) < 1
 
 
+@pytest.mark.parametrize(("width", "height"), [(150, 90), (400, 300), (701, 502), (1600, 1200), (90, 2000)])
+def test_large_jpegs_differ_by_a_rounding_only(width, height, decode):
+    noise = np.random.default_rng(1).integers(0, 256, (height // 10 + 1, width // 10 + 1, 3)).astype(np.uint8)
+    data = encode(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC), "JPEG", quality=80)
+    difference = np.abs(pixels.decode(data, SPEC).astype(int) - decode(data).numpy().astype(int))
+    assert difference.max() <= 1
+
+
 def test_sixteen_bits(decode):
     deep = Image.fromarray(np.linspace(0, 65535, 80 * 80).reshape(80, 80).astype(np.uint16))
     assert mean_difference(encode(deep, "PNG"), decode) < 1

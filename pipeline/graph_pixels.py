@@ -66,8 +66,8 @@ def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         stored = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
         mirrored = tf.reduce_any(orientation == tf.constant([2, 3, 6, 7]))
         flipped = tf.reduce_any(orientation == tf.constant([3, 4, 7, 8]))
-        stored = tf.cond(mirrored, lambda: stored[:, ::-1], lambda: stored)
-        return tf.cond(flipped, lambda: stored[::-1], lambda: stored)
+        stored = tf.cond(mirrored, lambda: tf.reverse(stored, [1]), lambda: stored)
+        return tf.cond(flipped, lambda: tf.reverse(stored, [0]), lambda: stored)
 
     return tf.cond(orientation > 1, turned, lambda: image)
 

@@ -74,8 +74,8 @@ def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 def _decode_jpeg(data: tf.Tensor, spec: PixelSpec, sides_swapped: tf.Tensor) -> tf.Tensor:
     """Decodes at full size, a half, a quarter or an eighth: the smallest that covers the crop, as Pillow's draft."""
-    wanted = tf.constant([round(spec.height / spec.crop), round(spec.width / spec.crop)])
-    wanted = tf.where(sides_swapped, wanted[::-1], wanted)
+    height, width = round(spec.height / spec.crop), round(spec.width / spec.crop)
+    wanted = tf.where(sides_swapped, tf.constant([width, height]), tf.constant([height, width]))
     scale = tf.reduce_min(tf.image.extract_jpeg_shape(data)[:2] // wanted)
 
     def at(ratio: int) -> tf.Tensor:

@@ -82,7 +82,9 @@ class Recording:
         experiment = config.tracking.experiment or config.name
         self._tracker = Tracker(self.run_dir, uri, experiment, stamp, console)
         self._tracker.params(config.flat())
-        self._tracker.tags({"graft.code_commit": self._code.commit, "graft.code_digest": self._code.digest})
+        self._tracker.tags({"graft.code_digest": self._code.digest})
+        if self._code.commit:
+            self._tracker.tags({"graft.code_commit": self._code.commit})
         console.say(f"run {self.run_dir}")
 
     @contextmanager

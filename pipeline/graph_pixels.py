@@ -1,6 +1,6 @@
 """`pixels.decode` in TensorFlow operations, for models that take encoded pictures: the same steps in the same order.
 
-Pillow resizes in two passes and rounds after each, TensorFlow in one: a value differs by one grey level here and there.
+Pillow resamples in fixed point, TensorFlow in floating point: one value in thousands rounds to a neighbour.
 """
 
 from functools import partial
@@ -29,20 +29,38 @@ def decode(data: tf.Tensor, spec: PixelSpec) -> tf.Tensor:
         lambda: _decode_jpeg(data, spec, sides_swapped=turn >= 5),
         lambda: tf.io.decode_image(data, channels=3, expand_animations=False),
     )
-    image = upright(tf.ensure_shape(image, [None, None, 3]), turn)
-    height, width = tf.cast(tf.shape(image)[0], tf.float32), tf.cast(tf.shape(image)[1], tf.float32)
-    box = tf.minimum(width / spec.width, height / spec.height) * spec.crop  # of one resulting pixel, in source pixels
-    scale = tf.stack([1.0 / box, 1.0 / box])
-    corner = tf.stack([(height - box * spec.height) / 2, (width - box * spec.width) / 2])
+    size = tf.where(turn >= 5, tf.constant([spec.width, spec.height]), tf.constant([spec.height, spec.width]))
+    image = upright(_centre_crop(tf.ensure_shape(image, [None, None, 3]), size, spec.crop), turn)
+    return tf.ensure_shape(image, [spec.height, spec.width, 3])
+
+
+def _centre_crop(image: tf.Tensor, size: tf.Tensor, crop: float) -> tf.Tensor:
+    """The centre crop of uint8 [h, w, 3], resized across and then down to `size`, rounded after each, as in `pixels`."""
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    step = tf.reduce_min(shape / tf.cast(size, tf.float32)) * crop  # of one resulting pixel, in source pixels
+    start = (shape - step * tf.cast(size, tf.float32)) / 2
+    # What the filter reaches of the picture, so that a picture of one column costs no more than a square one.
+    reach = tf.maximum(step, 1.0) + 1.0
+    first = tf.maximum(tf.cast(tf.floor(start - reach), tf.int32), 0)
+    last = tf.minimum(tf.cast(tf.math.ceil(shape - start + reach), tf.int32), tf.shape(image)[:2])
+    part = image[first[0] : last[0], first[1] : last[1]]
+    start -= tf.cast(first, tf.float32)
+    return _resize(_resize(part, 1, size[1], step, start[1]), 0, size[0], step, start[0])
+
+
+def _resize(image: tf.Tensor, axis: int, size: tf.Tensor, step: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+    """Resamples uint8 [H, W, 3] along one axis to `size` pixels, each `step` source pixels wide, from `start` on."""
+    shape = tf.shape(image)[:2]
+    along = tf.one_hot(axis, 2)
     resized = tf.raw_ops.ScaleAndTranslate(
         images=tf.cast(image, tf.float32)[tf.newaxis],
-        size=[spec.height, spec.width],
-        scale=scale,
-        translation=-corner * scale,
+        size=tf.where(along > 0, size, shape),
+        scale=tf.where(along > 0, 1.0 / step, 1.0),
+        translation=tf.where(along > 0, -start / step, 0.0),
         kernel_type="triangle",
         antialias=True,
-    )
-    return tf.cast(tf.clip_by_value(tf.round(resized[0]), 0.0, 255.0), tf.uint8)
+    )[0]
+    return tf.cast(tf.clip_by_value(tf.floor(resized + 0.5), 0.0, 255.0), tf.uint8)
 
 
 def orientation(data: tf.Tensor) -> tf.Tensor:

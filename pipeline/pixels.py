@@ -4,6 +4,7 @@ Shape letters: H height, W width.
 """
 
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -27,6 +28,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_FILTER = Image.Resampling.BILINEAR  # With antialiasing, in Pillow.
 _SIDES_SWAPPED = {_UPRIGHT[value] for value in (5, 6, 7, 8)}
 
 # What Pillow raises on damaged input, MemoryError where a header claims more than there is.
@@ -89,11 +91,7 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
             stored = spec if turn not in _SIDES_SWAPPED else replace(spec, height=spec.width, width=spec.height)
             # A JPEG decodes straight to a half, a quarter or an eighth of its size, as long as that covers the crop.
             image.draft("RGB", (round(stored.width / spec.crop), round(stored.height / spec.crop)))
-            resized = _to_rgb(image).resize(
-                (stored.width, stored.height),
-                Image.Resampling.BILINEAR,
-                box=centre_box(image.width, image.height, stored),
-            )
+            resized = _resize(image, stored)
             return np.asarray(resized if turn is None else resized.transpose(turn))
     except UnidentifiedImageError:
         raise BadImage("not a JPEG, PNG or WebP picture") from None
@@ -109,6 +107,22 @@ def centre_box(width: int, height: int, spec: PixelSpec) -> tuple[float, float, 
     left = (width - min(width, height * spec.width / spec.height) * spec.crop) / 2
     top = (height - min(height, width * spec.height / spec.width) * spec.crop) / 2
     return left, top, width - left, height - top
+
+
+def _resize(image: Image.Image, spec: PixelSpec) -> Image.Image:
+    """The centre crop of a picture as it is stored, resized across and then down.
+
+    Left to itself, Pillow chooses which direction comes first, and rounds in between: other pixels for tall pictures
+    than for wide ones, and than in an exported graph.
+    """
+    left, top, right, bottom = centre_box(image.width, image.height, spec)
+    # What the filter reaches of the picture, so that a picture of one column costs no more than a square one.
+    reach = max(right - left, spec.width) / spec.width + 1
+    x, y = max(0, math.floor(left - reach)), max(0, math.floor(top - reach))
+    end = min(image.width, math.ceil(right + reach)), min(image.height, math.ceil(bottom + reach))
+    part = _to_rgb(image.crop((x, y, *end)))
+    across = part.resize((spec.width, part.height), _FILTER, box=(left - x, 0, right - x, part.height))
+    return across.resize((spec.width, spec.height), _FILTER, box=(0, top - y, spec.width, bottom - y))
 
 
 def _check_header(image: Image.Image, spec: PixelSpec) -> None:

@@ -35,7 +35,7 @@ def decode(data: tf.Tensor, spec: PixelSpec) -> tf.Tensor:
 
 
 def _centre_crop(image: tf.Tensor, size: tf.Tensor, crop: float) -> tf.Tensor:
-    """The centre crop of uint8 [h, w, 3], resized across and then down to `size`, rounded after each, as in `pixels`."""
+    """The centre crop of uint8 [h, w, 3], resized across, then down, to `size`; rounded after each, as in `pixels`."""
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     step = tf.reduce_min(shape / tf.cast(size, tf.float32)) * crop  # of one resulting pixel, in source pixels
     start = (shape - step * tf.cast(size, tf.float32)) / 2

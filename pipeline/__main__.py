@@ -1,9 +1,11 @@
 """The command line. TensorFlow and MLflow are imported by the commands that need them, when they need them."""
 
+import errno
 import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +55,8 @@ def run(
     with _errors_in_words():
         from pipeline.config import load
 
+        # A scheduler's way to stop a run; what Ctrl-C does leaves everything in order.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         loaded = load(config, overrides)
         import_tensorflow()
         from pipeline.run import run as run_pipeline
@@ -175,17 +179,29 @@ def ui(
         os.execv(sys.executable, command)
 
 
+_USERS_TO_MEND = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
 @contextmanager
 def _errors_in_words() -> Iterator[None]:
     """A mistake ends in one paragraph and an exit code; a defect of ours keeps its traceback."""
     try:
         yield
     except GraftError as error:
-        RichConsole(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(str(error))}")
+        _print_error(str(error))
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in _USERS_TO_MEND:
+            raise
+        _print_error(f"{error.filename or 'The disk'}: {error.strerror}. Make room, or choose another output_dir.")
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _print_error(text: str) -> None:
+    RichConsole(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(text)}")
 
 
 def _out() -> RichConsole:

@@ -207,7 +207,7 @@ class Recording:
             status="finished" if status == "FINISHED" else "failed",
             finished_at=_now(),
             mlflow_run_id=self._tracker.run_id,
-            error=None if error is None else str(error) or type(error).__name__,
+            error=_reason(error),
         )
 
     def _example(self) -> bytes:
@@ -219,6 +219,12 @@ class Recording:
     def _update(self, **changes: Any) -> None:
         self.record = self.record.model_copy(update=changes)
         self.record.write(self.run_dir / "run.json")
+
+
+def _reason(error: BaseException | None) -> str | None:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    return None if error is None else str(error) or type(error).__name__
 
 
 def _now() -> str:

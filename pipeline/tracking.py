@@ -42,6 +42,8 @@ JOURNAL = "tracking.jsonl"
 STATE = "tracking.state.json"
 
 _RUN_TAG = "graft.run_dir_id"
+# MLflow's page opens on training runs and their metrics instead of on language models.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 _ENVIRONMENT = {
     # The journal is the retry. A request that is repeated blindly could also create a second run.
@@ -303,7 +305,9 @@ def _open_run(client: Any, header: dict[str, Any]) -> str:
     """The run that belongs to a journal: the one that an interrupted delivery created, or a new one."""
     experiment = client.get_experiment_by_name(header["experiment"])
     if experiment is None:
-        experiment_id = client.create_experiment(header["experiment"], _artifact_location(header["uri"]))
+        experiment_id = client.create_experiment(
+            header["experiment"], _artifact_location(header["uri"]), _EXPERIMENT_TAGS
+        )
     else:
         experiment_id = experiment.experiment_id
     if runs := client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{header['id']}'", max_results=1):

@@ -1,6 +1,7 @@
 """The command line. TensorFlow and MLflow are imported by the commands that need them, when they need them."""
 
 import errno
+import io
 import json
 import os
 import shlex
@@ -19,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.console import Console
-from pipeline.errors import ConfigError, DataError, GraftError
+from pipeline.errors import ConfigError, DataError, GraftError, TrackingError
 from pipeline.quiet import import_tensorflow
 
 app = typer.Typer(
@@ -81,7 +82,18 @@ def predict(
 
         classes = read_manifest(export_dir).classes
         import_tensorflow()
-        results = list(prediction.predict(export_dir, prediction.pictures(images)))
+        # File names may hold what the terminal's encoding has not; and who reads a pipe sees each picture in its turn.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+        found = prediction.pictures(images)
+        unusable = []
+
+        def labelled() -> Iterator[prediction.Prediction]:
+            for result in prediction.predict(export_dir, found):
+                unusable.append(result.error is not None)
+                yield result
+
+        results = labelled()
         match output:
             case Format.CSV:
                 prediction.write_csv(results, classes, sys.stdout)
@@ -90,10 +102,12 @@ def predict(
             case Format.TABLE:
                 table = Table("picture", "label", "probability", box=None, header_style="bold")
                 for result in results:
-                    what = result.label if result.label is not None else f"[red]{escape(result.error or '')}[/red]"
+                    what = (
+                        escape(result.label) if result.label is not None else f"[red]{escape(result.error or '')}[/red]"
+                    )
                     table.add_row(escape(result.path), what, "" if result.score is None else f"{result.score:.3f}")
                 _out().print(table)
-        if all(result.error for result in results):
+        if all(unusable):
             raise DataError("None of the pictures could be used.")
 
 
@@ -158,9 +172,9 @@ def sync(
 ) -> None:
     """Deliver what a run recorded while MLflow was away."""
     with _errors_in_words():
-        from pipeline.tracking import deliver
+        from pipeline import tracking
 
-        delivery = deliver(run_dir, Console())
+        delivery = tracking.sync(run_dir, Console())
         print(f"MLflow run {delivery.run_id}: {delivery.records} entries delivered to {delivery.uri}.")
 
 
@@ -173,13 +187,18 @@ def ui(
     with _errors_in_words():
         from pipeline.tracking import default_uri
 
+        if not (output_dir / "mlflow.db").is_file():
+            raise TrackingError(
+                f"There are no runs to look at: {output_dir} holds no mlflow.db. Give the output_dir of a run. "
+                "Runs whose tracking.uri, or MLFLOW_TRACKING_URI, names a server are on the server's own pages."
+            )
         uri = default_uri(output_dir)
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
         print(f"MLflow shows {uri} at http://127.0.0.1:{port} (stop with Ctrl-C)", flush=True)
         os.execv(sys.executable, command)
 
 
-_USERS_TO_MEND = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+_USERS_TO_MEND = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -210,17 +229,21 @@ def _out() -> RichConsole:
 
 
 def _print_summary(record: Any) -> None:
+    from pipeline.tracking import default_uri
+
     report = _shown(Path(record.run_dir) / "report.html")
     export_dir = _shown(Path(record.export_dir))
-    store = _shown(Path(record.run_dir).parent.parent)
+    output_dir = Path(record.run_dir).parent.parent
     # As it can be typed here: outside an activated environment the bare name is not found.
     graft = "graft" if shutil.which("graft") else _shown(Path(sys.argv[0]).absolute())
     figures = ", ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in record.metrics.items())
+    # `graft ui` shows the store in output_dir; any other, such as a server, is where its address says.
+    own_store = record.tracking_uri == default_uri(output_dir)
     for what, where, command in (
         ("test split", figures, ""),
         ("report", report, f"python3 -m webbrowser {shlex.quote(report)}"),
         ("model", export_dir, f"{graft} predict {shlex.quote(export_dir)} IMAGE..."),
-        ("MLflow", record.tracking_uri, f"{graft} ui {shlex.quote(store)}"),
+        ("MLflow", record.tracking_uri, f"{graft} ui {shlex.quote(_shown(output_dir))}" if own_store else ""),
     ):
         print(f"{what:<12}{where}")
         if command:

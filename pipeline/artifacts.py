@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,11 +21,12 @@ class Epoch:
     Attributes:
         phase: which of the config's phases, counted from 1.
         epoch: counted from 1 and on across phases.
-        loss: mean training loss in nats, L2 penalties left out.
+        loss: mean training loss in nats on augmented pictures, with label smoothing, mixup and class weights where
+            asked for; L2 penalties left out.
         accuracy: share of training pictures (as augmented) that were right, 0 to 1.
         validation_loss: log loss on the validation split, in nats.
         validation_accuracy: share of validation pictures that were right, 0 to 1.
-        learning_rate: at the end of the epoch.
+        learning_rate: when the epoch begins.
         seconds: the epoch took, validation included.
         images_per_second: training pictures per second.
     """
@@ -42,9 +43,13 @@ class Epoch:
 
 
 class Record(BaseModel):
-    """A JSON file that a run leaves: written whole or not at all, refused where it does not fit."""
+    """A JSON file that a run leaves: written whole or not at all, refused where it does not fit.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Keys it does not know are passed over, and a new field has a default: a file can be read by older and newer versions
+    of this project than the one that wrote it.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     def write(self, path: Path) -> None:
         write_atomically(path, self.model_dump_json(indent=2) + "\n")
@@ -67,7 +72,7 @@ class RunRecord(Record):
 
     Attributes:
         name: the config's name.
-        status: "running", "finished" or "failed".
+        status: "running" stays where the process had no time to say more; "killed" is a run that was stopped.
         run_dir: the run's folder.
         started_at, finished_at: UTC, ISO 8601.
         mlflow_run_id: None while MLflow has not been reached.
@@ -77,10 +82,11 @@ class RunRecord(Record):
         metrics: the headline figures on the test split.
         seconds: wall-clock time per stage.
         error: why a failed run failed.
+        started_from: the folder of the run whose weights it started from, for `weights: run:...`.
     """
 
     name: str
-    status: str
+    status: Literal["running", "finished", "failed", "killed"]
     run_dir: str
     started_at: str
     tracking_uri: str
@@ -91,6 +97,7 @@ class RunRecord(Record):
     metrics: dict[str, float] = {}
     seconds: dict[str, float] = {}
     error: str | None = None
+    started_from: str | None = None
 
 
 class Parity(Record):
@@ -99,7 +106,8 @@ class Parity(Record):
     Attributes:
         pictures: how many were compared.
         pixels_largest_difference: of any probability, `pixels` signature against the model in memory.
-        image_bytes_same_label: share of pictures with the same label through the graph's own decoder.
+        image_bytes_same_label: share of pictures with the same label through the graph's own decoder. Labels whose
+            probabilities are within 0.01 are a tie, and count as the same.
         image_bytes_largest_difference: of any probability, likewise.
     """
 
@@ -138,6 +146,7 @@ class Manifest(Record):
         parity: the check that was passed.
         code: versions.
         mlflow_run_id: the run that made it, None where MLflow was away.
+        started_from: as in RunRecord.
     """
 
     name: str
@@ -154,6 +163,7 @@ class Manifest(Record):
     parity: Parity
     code: Code
     mlflow_run_id: str | None
+    started_from: str | None = None
 
 
 def read_manifest(export_dir: Path) -> Manifest:
@@ -194,11 +204,15 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _commit(root: Path) -> str | None:
     """The commit of the checkout the code runs from, marked where it has been changed; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, check=True, timeout=10,
-        )  # fmt: skip
+        # Installed into an environment inside somebody's checkout, the code is not what that checkout's commit says.
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()

@@ -97,7 +97,9 @@ def random_resized_crop(image: tf.Tensor, seed: tf.Tensor, smallest_area: float)
     """
     draws = tf.random.stateless_uniform([4], seed)
     area = smallest_area + (1.0 - smallest_area) * draws[0]
-    ratio = tf.exp((2.0 * draws[1] - 1.0) * tf.math.log(4.0 / 3.0))
+    # A ratio beyond the area's own bounds would not fit into the picture.
+    widest = tf.minimum(tf.math.log(4.0 / 3.0), -tf.math.log(area))
+    ratio = tf.exp((2.0 * draws[1] - 1.0) * widest)
     height, width = tf.minimum(tf.sqrt(area / ratio), 1.0), tf.minimum(tf.sqrt(area * ratio), 1.0)
     top, left = draws[2] * (1.0 - height), draws[3] * (1.0 - width)
     box = tf.stack([top, left, top + height, left + width])

@@ -21,18 +21,22 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from pipeline.backbones import BACKBONES
 from pipeline.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """Unknown keys and wrong types are refused; a built config never changes."""
+    """Unknown keys, wrong types, infinities and NaN are refused; a built config never changes."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -44,7 +48,7 @@ class RandAugment(Strict):
     operations: Annotated[int, Field(ge=1)] = 2
     """How many random operations are applied to each picture."""
     magnitude: Fraction = 0.5
-    """Strength of every operation, 0 to 1."""
+    """Strength of those operations that have one, 0 to 1, in Keras's scale."""
 
 
 class Augment(Strict):
@@ -77,14 +81,14 @@ class Data(Strict):
 
     source: Literal["folder", "tfds", "digits"]
     """folder: pictures on disk; tfds: a TensorFlow Datasets name; digits: scikit-learn's 8x8 handwritten digits."""
-    path: str | None = None
+    path: Text | None = None
     """folder: a folder of class folders, or of train/ val/ test/ with class folders in each, or a CSV file with the
     columns path, label and optionally split. Relative paths start where graft is run."""
-    name: str | None = None
+    name: Text | None = None
     """tfds: the dataset's name, e.g. tf_flowers, or name/config:version."""
-    data_dir: str | None = None
+    data_dir: Text | None = None
     """tfds: where prepared datasets lie. Default: TFDS's own (~/tensorflow_datasets)."""
-    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    classes: Annotated[list[Text], Field(min_length=2)] | None = None
     """Use these classes only, in this order. Default: all, sorted by name."""
     image_size: Annotated[int, Field(ge=8, le=2048)] | None = None
     """Side of the square picture the network sees, in pixels. Default: the network's own."""
@@ -130,7 +134,7 @@ class Data(Strict):
 class BackboneConfig(Strict):
     """The network below the head."""
 
-    name: str
+    name: Annotated[str, Field(json_schema_extra={"enum": [*BACKBONES]})]
     """A name from `graft backbones`."""
     weights: str = "imagenet"
     """imagenet; none (random); a .weights.h5 or .keras file; or run:ID, an earlier run's MLflow id or folder name, or
@@ -144,6 +148,14 @@ class BackboneConfig(Strict):
         if name not in BACKBONES:
             raise ValueError(f"no such backbone; allowed: {', '.join(BACKBONES)}")
         return name
+
+    @field_validator("weights")
+    @classmethod
+    def _one_of_four(cls, weights: str) -> str:
+        run = weights.startswith("run:") and weights != "run:"
+        if weights not in ("imagenet", "none") and not run and not weights.endswith((".weights.h5", ".keras")):
+            raise ValueError("must be imagenet, none, run:ID, run:NAME or a file that ends in .weights.h5 or .keras")
+        return weights
 
     @model_validator(mode="after")
     def _options_and_weights(self) -> Self:
@@ -174,6 +186,13 @@ class Head(Strict):
     l2: Annotated[float, Field(ge=0)] = 0.0
     """L2 penalty on the dense kernels, added to the loss."""
 
+    @model_validator(mode="after")
+    def _hidden_layers_are_there(self) -> Self:
+        for key in ("activation", "batch_norm"):
+            if not self.hidden_units and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect without hidden_units, e.g. [256]")
+        return self
+
 
 # -------------------------------------------------------------------------------------------------------------- phases
 
@@ -196,7 +215,9 @@ class Share(Strict):
 def _kind_of_unfreeze(value: Any) -> str | None:
     if isinstance(value, str | None):
         return "word" if value in ("head", "all") else None
-    keys = set(value) if isinstance(value, dict) else {name.rstrip("_") for name in type(value).model_fields}
+    if isinstance(value, BaseModel):
+        value = value.model_dump(by_alias=True)
+    keys = set(value) if isinstance(value, dict) else set()
     return {"blocks": "blocks", "from": "from", "fraction": "fraction"}.get(keys.pop()) if len(keys) == 1 else None
 
 
@@ -219,6 +240,12 @@ class SGD(Strict):
     """v <- momentum v - learning_rate g."""
     nesterov: bool = False
     """Take the gradient ahead, at theta + momentum v."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov has no effect with momentum 0: set momentum, e.g. 0.9")
+        return self
 
 
 class Adam(Strict):
@@ -273,8 +300,17 @@ def _name_alone(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Optimizer = Annotated[SGD | Adam | AdamW | RMSprop, BeforeValidator(_name_alone), Field(discriminator="name")]
-Schedule = Annotated[Constant | Cosine | Step | Plateau, BeforeValidator(_name_alone), Field(discriminator="name")]
+_Optimizer = Annotated[SGD | Adam | AdamW | RMSprop, Field(discriminator="name")]
+_Schedule = Annotated[Constant | Cosine | Step | Plateau, Field(discriminator="name")]
+# The second type is what the JSON Schema allows. step is not among the words: it needs every_epochs.
+Optimizer = Annotated[
+    _Optimizer,
+    BeforeValidator(_name_alone, json_schema_input_type=Literal["sgd", "adam", "adamw", "rmsprop"] | _Optimizer),
+]
+Schedule = Annotated[
+    _Schedule,
+    BeforeValidator(_name_alone, json_schema_input_type=Literal["constant", "cosine", "plateau"] | _Schedule),
+]
 
 
 class Phase(Strict):
@@ -291,7 +327,8 @@ class Phase(Strict):
     schedule: Schedule = Constant()
     """constant, cosine, {name: step, every_epochs: 10} or plateau."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled: each step shrinks kernels by learning_rate times this. Biases and normalisation are left alone."""
+    """Shrinks kernels: under sgd as part of the gradient (L2), elsewhere decoupled, by learning_rate times this a step.
+    Biases and normalisation are left alone."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each label's weight spread over all classes."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
@@ -310,6 +347,10 @@ class Phase(Strict):
     def _no_contradictions(self) -> Self:
         if isinstance(self.schedule, Cosine) and self.schedule.warmup_epochs >= self.epochs:
             raise ValueError("schedule.warmup_epochs must be smaller than epochs")
+        if isinstance(self.schedule, Step) and self.schedule.every_epochs >= self.epochs:
+            raise ValueError("schedule.every_epochs must be smaller than epochs, or the learning rate never falls")
+        if isinstance(self.schedule, Plateau) and self.schedule.patience >= self.epochs:
+            raise ValueError("schedule.patience must be smaller than epochs, or the learning rate never falls")
         if self.unfreeze == "head":
             if self.layer_decay is not None:
                 raise ValueError("layer_decay has no effect while unfreeze is head: there are no layers below it")
@@ -324,14 +365,14 @@ class Phase(Strict):
 
 
 class Export(Strict):
-    dir: str = "export"
+    dir: Text = "export"
     """The model is published as <dir>/<name>/<version>/, the layout TensorFlow Serving reads."""
 
 
 class Tracking(Strict):
-    uri: str | None = None
+    uri: Text | None = None
     """MLflow's tracking URI. Default: MLFLOW_TRACKING_URI, else a SQLite file in output_dir."""
-    experiment: str | None = None
+    experiment: Text | None = None
     """MLflow experiment. Default: the run's name."""
 
 
@@ -346,8 +387,9 @@ def default_phases() -> list[Phase]:
 class RunConfig(Strict):
     """Everything that decides a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Names the run's folder, the exported model and the registered model: letters, digits, dot, dash, underscore."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Names the run's folder, the exported model and the registered model: up to 100 letters, digits, dots, dashes and
+    underscores."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides every random draw. It does not move pictures between splits."""
     data: Data
@@ -362,7 +404,7 @@ class RunConfig(Strict):
     """Where the model goes."""
     tracking: Tracking = Tracking()
     """Where MLflow is."""
-    output_dir: str = "runs"
+    output_dir: Text = "runs"
     """Each run gets a folder <output_dir>/<name>/<time>/ with its reports, weights and records."""
 
     @property
@@ -408,8 +450,8 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
 
     Args:
         path: the YAML file (YAML 1.2).
-        overrides: `dotted.key=value` assignments made before checking; values are YAML. List items go by index,
-            e.g. `phases.0.epochs=3`.
+        overrides: `dotted.key=value` assignments made before checking; values are YAML, except that a word is taken
+            whole, ` #` included. List items go by index, e.g. `phases.0.epochs=3`, in the default phases too.
 
     Raises:
         ConfigError: the file cannot be read, or it breaks a rule; every broken rule is named.
@@ -450,28 +492,42 @@ def schema() -> str:
     return json.dumps(RunConfig.model_json_schema(by_alias=True), indent=2)
 
 
+class _Constructor(SafeConstructor):
+    """Leaves dates as text: YAML 1.2 has none, and no key here takes one."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
 def _yaml(text: str, where: str) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
     try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+        return yaml.load(text)
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: `!!int x`, or a number of 5000 digits.
         raise ConfigError(f"{where} is not valid YAML. {' '.join(str(error).split())}") from None
 
 
 def _assign(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
+    key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise ConfigError(f"--set takes dotted.key=value, e.g. data.image_size=160. Received: {override}")
+    value = _yaml(text, f"--set {key}")
+    if isinstance(value, str) and value and text.strip().startswith(value):
+        value = text.strip()  # Nobody writes a comment into an assignment: a folder may be called `photos #1`.
     *parents, last = key.split(".")
+    if parents[:1] == ["phases"] and "phases" not in tree:
+        tree["phases"] = [phase.model_dump(mode="json", by_alias=True) for phase in default_phases()]
     node: Any = tree
     try:
         for part in parents:
-            if isinstance(node, dict):
-                if not isinstance(node.get(part), dict | list):
-                    node[part] = {}
-                node = node[part]
-            else:
-                node = node[int(part)]
-        node[last if isinstance(node, dict) else int(last)] = _yaml(value, f"--set {key}")
+            at = part if isinstance(node, dict) else int(part)
+            below = node.get(at) if isinstance(node, dict) else node[at]
+            if part in ("optimizer", "schedule"):
+                below = _name_alone(below)
+            node[at] = below if isinstance(below, dict | list) else {}
+            node = node[at]
+        node[last if isinstance(node, dict) else int(last)] = value
     except (IndexError, ValueError):
         raise ConfigError(f"--set {override}: there is no list item of that number in the config.") from None
 
@@ -480,13 +536,18 @@ def _explain(error: ValidationError, where: str) -> str:
     problems = []
     for item in error.errors(include_url=False):
         key, parent = _locate(item["loc"])
-        received = f" Received: {item['input']!r}." if isinstance(item["input"], str | int | float | list) else ""
+        # A rule across keys has the whole section as its input, which would say nothing.
+        received = "" if isinstance(item["input"], dict | BaseModel) else f" Received: {item['input']!r}."
         if item["type"] == "extra_forbidden":
             message, received = f"unknown key; allowed: {', '.join(_keys(parent))}", ""
         elif item["type"] == "missing":
             message, received = "required, but missing", ""
         elif item["type"] == "union_tag_invalid":
-            message = f"allowed: {item['ctx']['expected_tags']}"
+            message, received = f"allowed: {item['ctx']['expected_tags']}", f" Received: {item['ctx']['tag']!r}."
+        elif item["type"] == "union_tag_not_found":
+            key, message, received = f"{key}.name", "required, but missing", ""
+        elif item["type"] == "unfreeze":
+            message, received = item["msg"], f" Received: {item['input']!r}."
         else:
             message = item["msg"].removeprefix("Value error, ")
         problems.append(f"{key}: {message.rstrip('.')}.{received}".removeprefix(": "))

@@ -16,6 +16,7 @@ from pipeline import augment, optimizers
 from pipeline.artifacts import Epoch
 from pipeline.config import Data, Phase, Plateau
 from pipeline.console import Console
+from pipeline.errors import GraftError
 from pipeline.ingest import Split
 from pipeline.metrics import accuracy, log_loss, softmax
 from pipeline.model import Division, Network, divide
@@ -48,6 +49,7 @@ def finetune(
 
     Raises:
         ConfigError: a phase unfreezes what the backbone does not have.
+        GraftError: training diverged.
     """
     history: list[Epoch] = []
     for number, phase in enumerate(phases):
@@ -106,8 +108,10 @@ def _train(
     trained.compile(optimizer=optimizer)
     trained.stop_training = False
     callbacks = keras.callbacks.CallbackList(_callbacks(phase), model=trained, epochs=phase.epochs)
-    step = _compiled_step(division, optimizer, phase.label_smoothing, augment.mixture(data.augment), data.batch_size)
-    draw = _epoch_of_batches(train, data, trained.output_shape[-1])
+    classes = trained.output_shape[-1]
+    weights = class_weights(train.labels, classes) if data.class_weights == "balanced" else np.ones(classes, np.float32)
+    step = _compiled_step(division, optimizer, phase, weights, augment.mixture(data.augment))
+    draw = _epoch_of_batches(train, data, classes)
     forward = _compiled(keras.Model(division.frozen.input, trained(division.frozen.output)))
 
     callbacks.on_train_begin()
@@ -115,6 +119,7 @@ def _train(
         with console.bar(f"  epoch {epoch + 1}/{phase.epochs}", len(train.labels)) as advance:
             started = time.perf_counter()
             callbacks.on_epoch_begin(epoch)
+            learning_rate = float(optimizer.learning_rate.numpy())
             totals = np.zeros(3)
             for batch in draw(np.random.default_rng([*seed, epoch])):
                 sums = np.array([float(total) for total in step(*batch)])
@@ -122,8 +127,15 @@ def _train(
                 advance(int(sums[2]))
             trained_for = time.perf_counter() - started
             callbacks.on_test_begin()
-            probabilities = softmax(_outputs(forward, validation, data.batch_size))
+            logits = _outputs(forward, validation, data.batch_size)
             callbacks.on_test_end()
+            if not np.isfinite(logits).all():
+                raise GraftError(
+                    f"Training diverged in epoch {epoch + 1} of a phase with learning rate {phase.learning_rate:g}: "
+                    "the network's outputs must be finite numbers, but some are infinite or not a number. Lower "
+                    "phases.*.learning_rate, or set phases.*.clip_norm, e.g. 1.0."
+                )
+            probabilities = softmax(logits)
             record = Epoch(
                 phase=1,
                 epoch=epoch + 1,
@@ -131,7 +143,7 @@ def _train(
                 accuracy=float(totals[1] / totals[2]),
                 validation_loss=log_loss(probabilities, validation.labels),
                 validation_accuracy=accuracy(probabilities, validation.labels),
-                learning_rate=float(optimizer.learning_rate.numpy()),
+                learning_rate=learning_rate,
                 seconds=time.perf_counter() - started,
                 images_per_second=len(train.labels) / trained_for,
             )
@@ -146,39 +158,52 @@ def _train(
 def _compiled_step(
     division: Division,
     optimizer: keras.optimizers.Optimizer,
-    label_smoothing: float,
+    phase: Phase,
+    weights: np.ndarray,
     mix: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None,
-    batch_size: int,
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     """One training step over the current strategy's devices.
+
+    Args:
+        division: what is frozen and what trains.
+        optimizer: built on the trained variables.
+        phase: label smoothing and clipping.
+        weights: float32 [C], of each class in the loss.
+        mix: mixup or CutMix.
 
     Returns:
         A function of one batch, as `_epoch_of_batches` draws it, giving three sums over its pictures: of the loss, of
         right answers, of pictures.
     """
     distribution = tf.distribute.get_strategy()
+    devices = distribution.num_replicas_in_sync
     frozen, trained = division.frozen, division.trained
     variables = trained.trainable_variables
-    cross_entropy = keras.losses.CategoricalCrossentropy(
-        from_logits=True, label_smoothing=label_smoothing, reduction="none"
-    )
+    spread = phase.label_smoothing / len(weights)
 
     def on_one_device(
-        images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, seeds: tf.Tensor
+        images: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, seeds: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if mix is not None:
             images, labels = mix(images, labels, seeds[0])
+        everywhere = tf.distribute.get_replica_context()
+        pictures = everywhere.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(counts))
         # Outside the tape: nothing below the cut needs a gradient.
         features = frozen(images, training=False)
         with tf.GradientTape() as tape:
             logits = division.training_logits(features)
-            losses = cross_entropy(labels, logits) * weights
+            targets = (labels * (1.0 - phase.label_smoothing) + spread) * weights
+            losses = -tf.reduce_sum(targets * tf.nn.log_softmax(logits), axis=-1) * counts
             penalty = tf.add_n(trained.losses) if trained.losses else 0.0
-            # Gradients are summed over devices, so each device contributes its share of the batch's mean.
-            loss = tf.reduce_sum(losses) / batch_size + penalty / distribution.num_replicas_in_sync
-        optimizer.apply(tape.gradient(loss, variables), variables)
-        right = tf.argmax(labels, axis=-1) == tf.argmax(logits, axis=-1)
-        return tf.reduce_sum(losses), tf.reduce_sum(tf.cast(right, tf.float32)), tf.cast(tf.size(right), tf.float32)
+            loss = tf.reduce_sum(losses) / pictures + penalty / devices
+        gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
+        gradients = everywhere.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if phase.clip_norm is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, phase.clip_norm)
+        # The optimizer sums over devices, once more.
+        optimizer.apply([gradient / devices for gradient in gradients], variables)
+        right = tf.cast(tf.argmax(labels, axis=-1) == tf.argmax(logits, axis=-1), tf.float32) * counts
+        return tf.reduce_sum(losses), tf.reduce_sum(right), tf.reduce_sum(counts)
 
     @tf.function(reduce_retracing=True)
     def step(*batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -196,52 +221,59 @@ def _compiled(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 def _outputs(forward: Callable[[tf.Tensor], tf.Tensor], split: Split, batch_size: int) -> np.ndarray:
     batches = _read(split, np.arange(len(split.labels)), batch_size)
-    return np.concatenate([forward(tf.cast(images, tf.float32)).numpy() for images, _ in batches])
+    return np.concatenate([forward(tf.cast(images, tf.float32)).numpy() for (images,) in batches])
 
 
 def _epoch_of_batches(train: Split, data: Data, classes: int) -> Callable[[np.random.Generator], tf.data.Dataset]:
-    """Draws epochs of training batches: order and augmentation follow from the random generator alone.
+    """Draws epochs of training batches, in an order that follows from the random generator alone.
+
+    How a picture is changed follows from its content and from one number drawn for the epoch, not from its place in
+    the order.
 
     Returns:
         A function from a generator to a distributed dataset of (images float32 [N, H, W, 3] in 0..255, labels float32
-        [N, C] one-hot, weights float32 [N], seeds int32 [N, 2]).
+        [N, C] one-hot, counts float32 [N], seeds int32 [N, 2]). A count is 1, or 0 for a picture that only fills the
+        last batch up to one for each device.
     """
     change = augment.augmentation(data.augment)
-    labels = np.eye(classes, dtype=np.float32)[train.labels]
-    weights = class_weights(train.labels, classes) if data.class_weights == "balanced" else np.ones(classes)
-    weights = weights.astype(np.float32)[train.labels]
+    strategy = tf.distribute.get_strategy()
+    contents = np.array([int(digest[:8], 16) & 0x7FFFFFFF for digest in train.digests], np.int32)
 
-    def finish(images: tf.Tensor, rows: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def finish(images: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
         images = tf.cast(images, tf.float32)
         if change is not None:
             images = change(images, seeds)
-        return images, tf.gather(labels, rows), tf.gather(weights, rows), seeds
+        return images, tf.one_hot(labels, classes), counts, seeds
 
     def draw(random: np.random.Generator) -> tf.data.Dataset:
         order = random.permutation(len(train.labels))
-        seeds = random.integers(np.iinfo(np.int32).max, size=(len(order), 2), dtype=np.int32)
-        batches = _read(train, order, data.batch_size, seeds).map(finish, tf.data.AUTOTUNE, deterministic=True)
-        return tf.distribute.get_strategy().experimental_distribute_dataset(batches.prefetch(2))
+        filled = np.resize(order, len(order) + -len(order) % strategy.num_replicas_in_sync)
+        counts = (np.arange(len(filled)) < len(order)).astype(np.float32)
+        view = np.full(len(filled), random.integers(np.iinfo(np.int32).max), np.int32)
+        seeds = np.stack([contents[filled], view], axis=1)
+        batches = _read(train, filled, data.batch_size, train.labels[filled], counts, seeds)
+        batches = batches.map(finish, tf.data.AUTOTUNE, deterministic=True)
+        return strategy.experimental_distribute_dataset(batches.prefetch(2))
 
     return draw
 
 
 def _read(split: Split, rows: np.ndarray, batch_size: int, *more: np.ndarray) -> tf.data.Dataset:
-    """Batches of (images uint8 [N, H, W, 3], rows int64 [N], more...) read from the pixel store in parallel."""
+    """Batches of (images uint8 [N, H, W, 3], more...) read from the pixel store in parallel."""
 
     def read(rows: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
         images = tf.numpy_function(split.images, [rows], tf.uint8)
         images.set_shape([None, *split.image_shape])
-        return images, rows, *rest
+        return images, *rest
 
     batches = tf.data.Dataset.from_tensor_slices((rows.astype(np.int64), *more)).batch(batch_size)
     return batches.map(read, tf.data.AUTOTUNE, deterministic=True)
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """float64 [C]: n / (C n_c), so that every class weighs the same and the mean weight over pictures is 1."""
+    """float32 [C]: n / (C n_c), so that every class weighs the same and the mean weight over pictures is 1."""
     counts = np.bincount(labels, minlength=classes)
-    return len(labels) / (classes * np.maximum(counts, 1))
+    return (len(labels) / (classes * np.maximum(counts, 1))).astype(np.float32)
 
 
 def _callbacks(phase: Phase) -> list[keras.callbacks.Callback]:

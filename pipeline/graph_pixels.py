@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from pipeline.pixels import PixelSpec
 
-# Exif lies at the beginning of a JPEG or WebP file; a 64 KiB segment is the longest a JPEG can have.
-_EXIF_REACH = 1 << 16
+# A JPEG has Exif at its beginning, in a segment of at most 64 KiB. WebP has it behind the pixels, PNG on either side.
+_JPEG_EXIF_REACH = 1 << 16
 
 
 def decode(data: tf.Tensor, spec: PixelSpec) -> tf.Tensor:
@@ -22,7 +22,12 @@ def decode(data: tf.Tensor, spec: PixelSpec) -> tf.Tensor:
 
     Returns:
         uint8 [H, W, 3] in 0..255, RGB.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the picture is damaged, or of another format.
     """
+    with tf.control_dependencies([tf.debugging.Assert(_is_accepted(data), ["not a JPEG, PNG or WebP picture"])]):
+        data = tf.identity(data)
     turn = orientation(data)
     image = tf.cond(
         tf.io.is_jpeg(data),
@@ -32,6 +37,13 @@ def decode(data: tf.Tensor, spec: PixelSpec) -> tf.Tensor:
     size = tf.where(turn >= 5, tf.constant([spec.width, spec.height]), tf.constant([spec.height, spec.width]))
     image = upright(_centre_crop(tf.ensure_shape(image, [None, None, 3]), size, spec.crop), turn)
     return tf.ensure_shape(image, [spec.height, spec.width, 3])
+
+
+def _is_accepted(data: tf.Tensor) -> tf.Tensor:
+    """Whether a file, string [], begins as JPEG, PNG or WebP. TensorFlow would decode GIF and BMP too, `pixels` not."""
+    png = tf.strings.substr(data, 0, 4) == b"\x89PNG"
+    webp = tf.strings.regex_full_match(tf.strings.substr(data, 0, 12), r"(?s)RIFF\C{4}WEBP")
+    return tf.io.is_jpeg(data) | png | webp
 
 
 def _centre_crop(image: tf.Tensor, size: tf.Tensor, crop: float) -> tf.Tensor:
@@ -68,13 +80,17 @@ def orientation(data: tf.Tensor) -> tf.Tensor:
 
     Finds the tag's 12-byte entry (tag 0x0112, type SHORT, count 1) behind the word Exif, in either byte order.
     """
-    head = tf.strings.substr(data, 0, _EXIF_REACH)
-    has_exif = tf.strings.regex_full_match(head, r"(?s)\C*(Exif|EXIF|eXIf)\C*")
-    values = tf.cast(tf.io.decode_raw(head, tf.uint8), tf.int32)
-    little = _value_after(values, [0x12, 0x01, 0x03, 0x00, 0x01, 0x00, 0x00, 0x00], 0)
-    big = _value_after(values, [0x01, 0x12, 0x00, 0x03, 0x00, 0x00, 0x00, 0x01], 1)
-    found = tf.maximum(little, big)
-    return tf.where(has_exif & (found >= 1) & (found <= 8), found, 1)
+    searched = tf.strings.substr(data, 0, tf.where(tf.io.is_jpeg(data), _JPEG_EXIF_REACH, tf.strings.length(data)))
+
+    def find() -> tf.Tensor:
+        values = tf.io.decode_raw(searched, tf.uint8)
+        little = _value_after(values, [0x12, 0x01, 0x03, 0x00, 0x01, 0x00, 0x00, 0x00], 0)
+        big = _value_after(values, [0x01, 0x12, 0x00, 0x03, 0x00, 0x00, 0x00, 0x01], 1)
+        found = tf.maximum(little, big)
+        return tf.where((found >= 1) & (found <= 8), found, 1)
+
+    has_exif = tf.strings.regex_full_match(searched, r"(?s)\C*(Exif|EXIF|eXIf)\C*")
+    return tf.cond(has_exif, find, lambda: tf.constant(1))
 
 
 def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
@@ -106,12 +122,14 @@ def _decode_jpeg(data: tf.Tensor, spec: PixelSpec, sides_swapped: tf.Tensor) -> 
 
 
 def _value_after(values: tf.Tensor, pattern: list[int], gap: int) -> tf.Tensor:
-    """The first element `gap` places behind `pattern` in `values`, int32 [L]; 0 where it does not occur."""
+    """The first element `gap` places behind `pattern` in `values`, uint8 [L], as int32; 0 where it does not occur."""
     length = tf.maximum(tf.size(values) - len(pattern) - gap, 0)
     matches = tf.ones([length], tf.bool)
     for place, expected in enumerate(pattern):
         matches &= values[place : place + length] == expected
     places = tf.where(matches)[:, 0]
     return tf.cond(
-        tf.size(places) > 0, lambda: values[tf.cast(places[0], tf.int32) + len(pattern) + gap], lambda: tf.constant(0)
+        tf.size(places) > 0,
+        lambda: tf.cast(values[places[0] + len(pattern) + gap], tf.int32),
+        lambda: tf.constant(0),
     )

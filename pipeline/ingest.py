@@ -318,7 +318,7 @@ def _check_space(count: int, spec: PixelSpec, store: Path) -> None:
     if needed > free:
         raise DataError(
             f"The pixels of {count} pictures take {count} x {spec.height} x {spec.width} x 3 bytes = "
-            f"{needed / 1e9:.1f} GB in {store}, where {free / 1e9:.1f} GB are free. Make room, set output_dir to a "
+            f"{needed / 1e6:,.0f} MB in {store}, where {free / 1e6:,.0f} MB are free. Make room, set output_dir to a "
             "larger disk, lower data.image_size, or name fewer classes in data.classes."
         )
 

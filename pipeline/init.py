@@ -142,4 +142,4 @@ def _printable(name: str) -> str:
 
 def _name(path: Path) -> str:
     """A name that RunConfig accepts, from the folder's own."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("._-") or "pictures"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().name).strip("._-")[:100] or "pictures"

@@ -15,14 +15,14 @@ def optimizer(phase: Phase, steps_per_epoch: int, scales: list[float], names: li
     """The optimizer of one phase.
 
     Args:
-        phase: its optimizer, learning rate, schedule, weight decay, clipping and averaging.
+        phase: its optimizer, learning rate, schedule, weight decay and averaging. Clipping is the training step's: it
+            needs the gradient of the whole batch, over all devices.
         steps_per_epoch: training steps in an epoch.
         scales: for each trained variable, in order, its multiple of the learning rate.
         names: their names, e.g. "kernel".
     """
     common = {
         "learning_rate": learning_rate(phase, steps_per_epoch),
-        "global_clipnorm": phase.clip_norm,
         "use_ema": phase.ema is not None,
         "ema_momentum": phase.ema or 0.99,
     }
@@ -45,10 +45,10 @@ def learning_rate(phase: Phase, steps_per_epoch: int) -> float | keras.optimizer
             return phase.learning_rate
         case Step(every_epochs=every, factor=factor):
             return schedules.ExponentialDecay(phase.learning_rate, every * steps_per_epoch, factor, staircase=True)
-        case Cosine(warmup_epochs=0):
-            return schedules.CosineDecay(phase.learning_rate, steps)
         case Cosine(warmup_epochs=warmup):
-            warmup_steps = max(1, round(warmup * steps_per_epoch))
+            warmup_steps = min(round(warmup * steps_per_epoch), steps - 1)
+            if warmup_steps == 0:
+                return schedules.CosineDecay(phase.learning_rate, steps)
             return schedules.CosineDecay(
                 0.0, steps - warmup_steps, warmup_target=phase.learning_rate, warmup_steps=warmup_steps
             )
@@ -57,15 +57,19 @@ def learning_rate(phase: Phase, steps_per_epoch: int) -> float | keras.optimizer
 def _per_variable(kind: type, scales: list[float], decays: list[float]) -> type:
     """A Keras optimizer class in which each variable has its own learning rate and weight decay.
 
-    Scaling the learning rate, unlike scaling the gradient, is right under Adam too. The decay is decoupled and follows
-    the variable's own learning rate (Loshchilov and Hutter, 2019).
+    Scaling the learning rate, unlike scaling the gradient, is right under Adam too. Decay follows the variable's own
+    learning rate. Under SGD it is part of the gradient, and so of the momentum (Krizhevsky et al., 2012); elsewhere it
+    is decoupled from it (Loshchilov and Hutter, 2019).
     """
+    coupled = issubclass(kind, keras.optimizers.SGD)
 
     class PerVariable(kind):
         def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: Any) -> None:
             index = self._get_variable_index(variable)
             learning_rate = tf.cast(learning_rate, variable.dtype) * scales[index]
-            if decays[index]:
+            if decays[index] and coupled:
+                gradient = gradient + decays[index] * variable
+            elif decays[index]:
                 variable.assign_sub(variable * decays[index] * learning_rate)
             super().update_step(gradient, variable, learning_rate)
 

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 VERSION = 1
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # of usual file names; a picture is told by its content alone
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -86,6 +87,8 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, spec)
+            if image.format == "PNG":
+                _check_chunks(data)
             turn = _turn(image)
             # Cropped and resized as stored, then turned: a small picture is cheaper to turn than a large one.
             stored = spec if turn not in _SIDES_SWAPPED else replace(spec, height=spec.width, width=spec.height)
@@ -133,6 +136,23 @@ def _check_header(image: Image.Image, spec: PixelSpec) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise BadImage(f"animated: {frames} frames")
+
+
+def _check_chunks(data: bytes) -> None:
+    """Checks the checksums of a PNG's chunks. Pillow leaves out those of the pixels, and gives noise if they are wrong.
+
+    As `Image.verify` does, which opens the file a second time: for a small picture that is a tenth of all the work.
+    """
+    view = memoryview(data)
+    start, kind = 8, b""
+    while kind != b"IEND":
+        if start + 12 > len(data):
+            raise BadImage("damaged or truncated: the end is missing")
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 8 + length
+        if data[end : end + 4] != zlib.crc32(view[start + 4 : end]).to_bytes(4, "big"):
+            raise BadImage(f"damaged or truncated: wrong checksum in {kind!r}")
+        start = end + 4
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -14,10 +14,9 @@ import numpy as np
 
 from pipeline.artifacts import read_manifest
 from pipeline.errors import DataError
-from pipeline.pixels import VERSION, BadImage, PixelSpec, decode
+from pipeline.pixels import EXTENSIONS, VERSION, BadImage, PixelSpec, decode
 
 _BATCH = 32
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ def pictures(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in _EXTENSIONS and p.is_file())
+            below = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
             if not below:
-                raise DataError(f"{path} holds no picture: no file below it ends in {', '.join(_EXTENSIONS)}.")
+                raise DataError(f"{path} holds no picture: no file below it ends in {', '.join(EXTENSIONS)}.")
             found += below
         elif path.exists():
             found.append(path)
@@ -74,13 +73,16 @@ def predict(export_dir: Path, paths: Iterable[Path]) -> Iterator[Prediction]:
         )
     import tensorflow as tf
 
-    model = tf.saved_model.load(str(export_dir)).signatures["pixels"]
+    loaded = tf.saved_model.load(str(export_dir))  # Kept: a signature does not keep its model's variables alive.
+    label_pixels = loaded.signatures["pixels"]
     remaining = iter(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(remaining, _BATCH)):
             decoded = list(pool.map(lambda path: _decode(path, manifest.pixels), batch))
             readable = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
-            outputs = iter(model(pixels=tf.constant(np.stack(readable)))["probabilities"].numpy() if readable else ())
+            outputs = iter(
+                label_pixels(pixels=tf.constant(np.stack(readable)))["probabilities"].numpy() if readable else ()
+            )
             for path, pixels in zip(batch, decoded, strict=True):
                 if isinstance(pixels, str):
                     yield Prediction(str(path), error=pixels)
@@ -91,7 +93,7 @@ def predict(export_dir: Path, paths: Iterable[Path]) -> Iterator[Prediction]:
 
 
 def write_csv(predictions: Iterable[Prediction], classes: list[str], out: TextIO) -> None:
-    """One line a picture: path, label, score, error, then the probability of each class."""
+    """One line a picture, as soon as it is known: path, label, score, error, then the probability of each class."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["path", "label", "score", "error", *(f"p({name})" for name in classes)])
     for p in predictions:
@@ -100,7 +102,7 @@ def write_csv(predictions: Iterable[Prediction], classes: list[str], out: TextIO
 
 
 def write_jsonl(predictions: Iterable[Prediction], out: TextIO) -> None:
-    """One JSON object a picture; keys without a value are left out."""
+    """One JSON object a picture, as soon as it is known; keys without a value are left out."""
     for prediction in predictions:
         out.write(json.dumps({key: value for key, value in vars(prediction).items() if value is not None}) + "\n")
 

@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from PIL import Image
 
 from pipeline import artifacts, report
 from pipeline.artifacts import BackboneIdentity, Epoch, Manifest, Parity, RunRecord
-from pipeline.backbones.weights import digest
+from pipeline.backbones.weights import digest, started_from
 from pipeline.config import RunConfig, dump
 from pipeline.console import Console
+from pipeline.errors import ConfigError
 from pipeline.evaluate import Report, write_predictions
 from pipeline.ingest import Splits, write_splits
 from pipeline.metrics import softmax
@@ -37,7 +39,11 @@ _LOGGED = ("*.yaml", "*.csv", "*.png", "report.html", "report.json", "history.js
 
 @contextmanager
 def recorded(config: RunConfig, console: Console) -> Iterator["Recording"]:
-    """A run's folder and its MLflow run, from start to end, however it ends."""
+    """A run's folder and its MLflow run, from start to end, however it ends.
+
+    Raises:
+        ConfigError: the run's folder or the exported model's cannot be made.
+    """
     recording = Recording(config, console)
     try:
         yield recording
@@ -61,9 +67,10 @@ class Recording:
         uri = resolve_uri(config)
         stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
         self.run_dir = Path(config.output_dir).resolve() / config.name / stamp
-        self.run_dir.mkdir(parents=True)
+        _make_folders(config, self.run_dir)
         self.scratch = self.run_dir / "scratch"
         self.quarantine = self.run_dir / "quarantine.csv"
+        start = started_from(config.backbone, Path(config.output_dir))
         self.record = RunRecord(
             name=config.name,
             status="running",
@@ -71,6 +78,7 @@ class Recording:
             started_at=_now(),
             tracking_uri=without_password(uri),
             backbone=BackboneIdentity(name=config.backbone.name, options=config.backbone.options),
+            started_from=None if start is None else str(start),
         )
         self._config, self._console = config, console
         self._code = artifacts.code()
@@ -85,6 +93,8 @@ class Recording:
         self._tracker.tags({"graft.code_digest": self._code.digest})
         if self._code.commit:
             self._tracker.tags({"graft.code_commit": self._code.commit})
+        if self.record.started_from:
+            self._tracker.tags({"graft.started_from": self.record.started_from})
         console.say(f"run {self.run_dir}")
 
     @contextmanager
@@ -105,8 +115,8 @@ class Recording:
         self._tracker.dataset(
             name=data.path or data.name or data.source,
             digest=splits.digest,
-            source_type=data.source,
-            source=data.path or data.name or data.source,
+            source_type="local" if data.path else data.source,
+            source=str(Path(data.path).resolve()) if data.path else data.name or data.source,
             profile={split.name: len(split.labels) for split in splits.all} | {"quarantined": len(splits.quarantine)},
             context="training",
         )
@@ -172,6 +182,7 @@ class Recording:
             parity=parity,
             code=self._code,
             mlflow_run_id=self._tracker.run_id,
+            started_from=self.record.started_from,
         )
 
     def model(self, export_dir: Path) -> None:
@@ -203,12 +214,7 @@ class Recording:
         """Ends the run here and in MLflow."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         self._tracker.finish(status)
-        self._update(
-            status="finished" if status == "FINISHED" else "failed",
-            finished_at=_now(),
-            mlflow_run_id=self._tracker.run_id,
-            error=_reason(error),
-        )
+        self._update(status=status.lower(), finished_at=_now(), error=_reason(error))
 
     def _example(self) -> bytes:
         """A test picture as the network sees it, encoded."""
@@ -217,8 +223,25 @@ class Recording:
         return stream.getvalue()
 
     def _update(self, **changes: Any) -> None:
-        self.record = self.record.model_copy(update=changes)
+        self.record = self.record.model_copy(update=changes | {"mlflow_run_id": self._tracker.run_id})
         self.record.write(self.run_dir / "run.json")
+
+
+def _make_folders(config: RunConfig, run_dir: Path) -> None:
+    """Makes the run's folder, and the exported model's: a mistake there shall not be found after the training."""
+    for key, given, folder in (
+        ("export.dir", config.export.dir, Path(config.export.dir) / config.name),
+        ("output_dir", config.output_dir, run_dir.parent),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryDirectory(prefix=".writable-", dir=folder).cleanup()
+        except OSError as error:
+            raise ConfigError(
+                f"{key} must be a folder that can be made, or written to: {folder} is not ({error.strerror}). "
+                f"Received: {given}. Choose another {key}, or another name."
+            ) from error
+    run_dir.mkdir()
 
 
 def _reason(error: BaseException | None) -> str | None:

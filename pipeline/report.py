@@ -162,7 +162,9 @@ def learning_curves(history: Sequence[Epoch]) -> Picture:
     return Picture(
         figure,
         "How training went. Validation pictures are not learned from: where their loss rises while the training loss "
-        "falls, the network overfits. Training pictures are augmented, so they can score below validation.",
+        "falls, the network overfits. Training figures are measured on augmented pictures, while the weights still "
+        "change, and the training loss with the label smoothing, mixup and class weights that the config asks for; so "
+        "they can be worse than validation, and the two losses differ by more than overfitting.",
         f"Learning curves over {len(history)} epochs in {history[-1].phase} phases: validation loss from "
         f"{history[0].validation_loss:.3f} to {history[-1].validation_loss:.3f}, validation accuracy from "
         f"{history[0].validation_accuracy:.1%} to {history[-1].validation_accuracy:.1%}, "

@@ -34,6 +34,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
+from pydantic import ValidationError
+
+from pipeline.artifacts import RunRecord, write_atomically
 from pipeline.config import RunConfig
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrackingError
@@ -83,7 +86,7 @@ def resolve_uri(config: RunConfig) -> str:
 
 def default_uri(output_dir: Path) -> str:
     """The SQLite database of the runs in a folder."""
-    return _sqlite_uri(output_dir / "mlflow.db")
+    return _sqlite_uri(output_dir.resolve() / "mlflow.db")
 
 
 def without_password(text: str) -> str:
@@ -288,7 +291,7 @@ def deliver(run_dir: Path, console: Console) -> Delivery:
             target = _Target(client, run_id, run_dir, console)
             for delivered, record in enumerate(pending, start=state.delivered + 1):
                 _SENDERS[record["kind"]](target, record)
-                _write_state(run_dir, _State(run_id, delivered))
+                write_atomically(run_dir / STATE, json.dumps(asdict(_State(run_id, delivered))))
         except AssertionError:
             raise
         except Exception as error:
@@ -299,6 +302,28 @@ def deliver(run_dir: Path, console: Console) -> Delivery:
                 f"run's folder. Deliver them once MLflow is there: graft sync {shlex.quote(str(run_dir))}"
             ) from error
         return Delivery(run_id, shown_uri, len(pending))
+
+
+def sync(run_dir: Path, console: Console) -> Delivery:
+    """Delivers what MLflow has not had of a run that has ended, and enters MLflow's id of it into `run.json`.
+
+    Raises:
+        TrackingError: as `deliver`, or the run's `run.json` is missing or damaged.
+    """
+    delivery = deliver(run_dir, console)
+    path = run_dir / "run.json"
+    try:
+        record = RunRecord.read(path)
+    except (OSError, ValidationError) as error:
+        raise TrackingError(
+            f"MLflow at {delivery.uri} has this run, as {delivery.run_id}, but the id cannot be entered into {path}: "
+            "the file is missing, damaged or of another version of graft. Later runs can still start from the run's "
+            f"weights: backbone.weights={run_dir / 'backbone.weights.h5'}"
+        ) from error
+    # A run under way writes this file itself.
+    if record.status != "running":
+        record.model_copy(update={"mlflow_run_id": delivery.run_id}).write(path)
+    return delivery
 
 
 def _open_run(client: Any, header: dict[str, Any]) -> str:
@@ -457,12 +482,6 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
 def _read_state(run_dir: Path) -> _State:
     path = run_dir / STATE
     return _State(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else _State()
-
-
-def _write_state(run_dir: Path, state: _State) -> None:
-    scratch = run_dir / f"{STATE}.new"
-    scratch.write_text(json.dumps(asdict(state)), encoding="utf-8")
-    scratch.replace(run_dir / STATE)
 
 
 @contextmanager

@@ -39,7 +39,20 @@ def test_nothing_asked_is_nothing_done():
 
 def test_the_whole_picture_is_a_crop_of_itself():
     whole = augment.random_resized_crop(tf.constant(IMAGES[0]), tf.constant([1, 2]), 1.0)
-    assert whole.shape == IMAGES[0].shape
+    np.testing.assert_allclose(whole, IMAGES[0], atol=1e-2)
+
+
+def test_a_crop_keeps_at_least_the_share_that_is_asked_for():
+    """A picture whose value is its place shows which part of it was kept."""
+    rows, columns = np.mgrid[0:48, 0:48].astype(np.float32)
+    places = tf.constant(np.stack([rows, columns, rows], axis=-1))
+    shares = []
+    for seed in range(200):
+        kept = augment.random_resized_crop(places, tf.constant([seed, 0]), 0.6).numpy()
+        shares.append(np.ptp(kept[..., 0]) * np.ptp(kept[..., 1]) / 47**2)
+    assert min(shares) > 0.6 - 0.01
+    assert min(shares) < 0.65
+    assert max(shares) > 0.95
 
 
 @pytest.mark.parametrize("asked", [Augment(mixup=0.5), Augment(cutmix=1.0)])

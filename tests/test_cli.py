@@ -64,12 +64,18 @@ def test_one_backbone_shows_its_blocks(tmp_path):
     [
         (["run", "nope.yaml"], 2, "Cannot read the config nope.yaml"),
         (["run", CONFIGS / "folder.yaml", "--set", "data.colour=1"], 2, "data.colour: unknown key"),
-        (["run", CONFIGS / "folder.yaml"], 1, "pictures"),
+        (["run", CONFIGS / "folder.yaml", "--set", "backbone.weights=none"], 1, "pictures"),
         (["init", "nowhere"], 1, "nowhere"),
         (["init", ".", "--backbone", "resnet"], 2, "There is no backbone 'resnet'"),
         (["backbones", "resnet"], 2, "There is no backbone 'resnet'"),
         (["predict", "nowhere", "x.png"], 1, "not a model exported by graft"),
         (["sync", "nowhere"], 1, "nowhere"),
+        (["ui", "nowhere"], 1, "nowhere holds no mlflow.db"),
+        (
+            ["run", CONFIGS / "digits-0-4.yaml", "--set", f"output_dir={__file__}/runs"],
+            2,
+            "output_dir must be a folder",
+        ),
     ],
 )
 def test_mistakes_are_one_paragraph(arguments, code, words, tmp_path):
@@ -97,6 +103,23 @@ def test_init_writes_a_config_that_loads(tmp_path):
     assert loaded.backbone.name == "mobilenet_v2"
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_the_summary_says_where_to_look(own, tmp_path, monkeypatch, capsys):
+    from pipeline.__main__ import _print_summary
+    from pipeline.artifacts import BackboneIdentity, RunRecord
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db" if own else "https://mlflow.example:5000"
+    record = RunRecord(
+        name="ants", status="finished", run_dir=str(tmp_path / "runs" / "ants" / "1"), started_at="", tracking_uri=uri,
+        backbone=BackboneIdentity(name="mobilenet", options={}), export_dir=str(tmp_path / "export" / "ants" / "1"),
+    )  # fmt: skip
+    _print_summary(record)
+    shown = capsys.readouterr().out
+    assert f"MLflow      {uri}" in shown
+    assert (" ui runs" in shown) == own
+
+
 @pytest.mark.slow
 def test_run_and_predict_with_mlflow_away(tmp_path):
     result = graft(
@@ -112,6 +135,8 @@ def test_run_and_predict_with_mlflow_away(tmp_path):
     assert {"test_accuracy", "test_loss", "test_macro_f1", "test_ece"} <= set(record["metrics"])
     assert record["mlflow_run_id"] is None
     assert "graft sync" in result.stderr
+    assert "http://127.0.0.1:9" in result.stdout
+    assert "graft ui" not in result.stdout
 
     Image.new("L", (8, 8), 0).save(tmp_path / "zero.png")
     for kind in ("table", "csv", "jsonl"):

@@ -1,10 +1,13 @@
 """Configs: strict, explained, and the same after a round trip."""
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from pipeline import config
 from pipeline.backbones import BACKBONES
@@ -50,13 +53,30 @@ def test_defaults_survive_a_round_trip_through_yaml(tmp_path):
         (phase(unfreeze="half"), ["phases.0.unfreeze", "{blocks: 2}", "Received: 'half'"]),
         (phase(unfreeze={"blocks": 0}), ["phases.0.unfreeze.blocks", "Received: 0"]),
         (phase(unfreeze={"blocks": 1, "from": "x"}), ["phases.0.unfreeze", "allowed"]),
-        (phase(optimizer="lion"), ["phases.0.optimizer", "'sgd', 'adam'"]),
+        (phase(unfreeze=[3]), ["phases.0.unfreeze", "allowed: head, all", "Received: [3]"]),
+        (phase(unfreeze=3), ["phases.0.unfreeze", "allowed: head, all", "Received: 3"]),
+        (phase(unfreeze={"blokcs": 1}), ["phases.0.unfreeze", "allowed", "Received: {'blokcs': 1}"]),
+        (phase(optimizer="lion"), ["phases.0.optimizer", "'sgd', 'adam'", "Received: 'lion'"]),
+        (phase(schedule={"warmup_epochs": 1}), ["phases.0.schedule.name: required, but missing"]),
         (phase(optimizer={"name": "adam", "momentum": 0.9}), ["phases.0.optimizer.momentum: unknown key"]),
         (phase(schedule={"name": "step"}), ["phases.0.schedule.every_epochs: required"]),
         (phase(schedule={"name": "cosine", "warmup_epochs": 2}), ["warmup_epochs must be smaller than epochs"]),
+        (phase(schedule={"name": "step", "every_epochs": 2}), ["every_epochs must be smaller than epochs"]),
+        (phase(schedule={"name": "plateau", "patience": 2}), ["schedule.patience must be smaller than epochs"]),
+        (phase(optimizer={"name": "sgd", "momentum": 0.0, "nesterov": True}), ["nesterov has no effect"]),
+        (phase(learning_rate=float("inf")), ["phases.0.learning_rate", "finite", "Received: inf"]),
+        (phase(clip_norm=float("nan")), ["phases.0.clip_norm", "finite", "Received: nan"]),
+        ({"head": {"l2": float("inf")}}, ["head.l2", "finite"]),
+        ({"head": {"batch_norm": True}}, ["batch_norm has no effect without hidden_units"]),
+        ({"head": {"activation": "elu"}}, ["activation has no effect without hidden_units"]),
+        ({"name": "x" * 101}, ["name", "at most 100 characters"]),
+        ({"name": None}, ["name", "Received: None"]),
+        ({"output_dir": ""}, ["output_dir", "at least 1 character"]),
         (phase(layer_decay=0.5), ["layer_decay has no effect while unfreeze is head"]),
         (phase(backbone_mode="training"), ["backbone is frozen"]),
         (phase(optimizer="adamw"), ["adamw without weight_decay"]),
+        (data(path=""), ["data.path", "at least 1 character", "Received: ''"]),
+        (data(augment={"mixup": float("inf")}), ["data.augment.mixup", "finite"]),
         (data(path=None), ["source folder needs data.path"]),
         (data(name="tf_flowers"), ["data.name belongs to source tfds"]),
         (data(augment={"flop": 1}), ["data.augment.flop: unknown key", "flip"]),
@@ -77,6 +97,17 @@ def test_mistakes_are_named_with_what_is_allowed_and_what_was_received(change, w
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["imagenett", "run:", "a.h5", "", "Imagenet"])
+def test_weights_of_no_allowed_form_are_refused(form):
+    with pytest.raises(ConfigError, match=rf"backbone\.weights: must be imagenet, none, run:ID.*Received: '{form}'"):
+        config.parse(BASE | {"backbone": {"name": "mobilenet", "weights": form}})
+
+
+@pytest.mark.parametrize("form", ["imagenet", "none", "run:digits", "dir/a.weights.h5", "a.keras"])
+def test_weights_of_every_allowed_form_are_taken(form):
+    assert config.parse(BASE | {"backbone": {"name": "mobilenet", "weights": form}}).backbone.weights == form
 
 
 def test_all_mistakes_are_told_at_once():
@@ -111,13 +142,49 @@ def test_overrides_reach_lists_and_missing_sections(tmp_path):
     assert (loaded.data.augment.flip, loaded.data.path) == ("both", "a=b")
 
 
+def test_overrides_reach_the_default_phases(tmp_path):
+    loaded = load_text(tmp_path, TEXT, "phases.0.epochs=3")
+    head, adapt = config.default_phases()
+    assert loaded.phases == [head.model_copy(update={"epochs": 3}), adapt]
+
+
+def test_overrides_below_a_word_keep_what_it_means(tmp_path):
+    text = TEXT + "phases: [{epochs: 2, learning_rate: 1e-3, optimizer: sgd, schedule: cosine}]\n"
+    loaded = load_text(
+        tmp_path, text, "phases.0.schedule.warmup_epochs=1", "phases.0.optimizer.momentum=0.5",
+        "phases.0.unfreeze.blocks=2",
+    ).phases[0]  # fmt: skip
+    assert loaded.schedule == config.Cosine(warmup_epochs=1)
+    assert loaded.optimizer == config.SGD(momentum=0.5)
+    assert loaded.unfreeze == config.Blocks(blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "path"), [("photos #1", "photos #1"), ("'photos' # new", "photos"), (" p ", "p"), ('"a b"', "a b")]
+)
+def test_words_in_overrides_are_taken_whole(tmp_path, value, path):
+    assert load_text(tmp_path, TEXT, f"data.path={value}").data.path == path
+
+
+@pytest.mark.parametrize("name", ["2024-13-45", "2024-01-02"])
+def test_dates_are_words(tmp_path, name):
+    assert load_text(tmp_path, TEXT.replace("name: x", f"name: {name}", 1)).name == name
+    loaded = load_text(tmp_path, TEXT, f"name={name}")
+    assert loaded.name == name
+    assert load_text(tmp_path, config.dump(loaded)) == loaded
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("seed", r"dotted\.key=value"),
         ("phases.9.epochs=1", "no list item"),
         ("a b=1", r"dotted\.key=value"),
+        ("phases.first.epochs=1", "no list item"),
+        ("data.classes.0.1=x", r"data\.classes.*valid list"),
+        ("phases.0.schedule.warmup_epochs=1", r"phases\.0\.schedule\.name: required"),
         ("seed=[", "not valid YAML"),
+        ("seed=!!int x", "not valid YAML"),
         ("seed=1.5", r"seed.*Received: 1\.5"),
     ],
 )
@@ -140,14 +207,17 @@ def test_files_that_are_not_a_config_are_refused(tmp_path, text, words):
         load_text(tmp_path, text)
 
 
+def test_an_override_below_a_list_item_that_is_a_word_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.classes\.0: Input should be a valid string"):
+        load_text(tmp_path, TEXT, "data.classes=[a, b]", "data.classes.0.1=x")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nope\.yaml.*graft init"):
         config.load(tmp_path / "nope.yaml")
 
 
 def test_the_schema_describes_every_key():
-    import json
-
     schema = json.loads(config.schema())
 
     def undescribed(model, path):
@@ -159,6 +229,28 @@ def test_the_schema_describes_every_key():
     for name, model in schema["$defs"].items():
         missing += undescribed(model, name)
     assert missing == []
+
+
+SCHEMA = jsonschema.Draft202012Validator(json.loads(config.schema()))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_schema_accepts_every_shipped_config(path):
+    SCHEMA.validate(YAML(typ="safe", pure=True).load(path))
+    SCHEMA.validate(YAML(typ="safe", pure=True).load(config.dump(config.load(path))))
+
+
+@pytest.mark.parametrize("short", ["constant", "cosine", "plateau", "sgd", "adam", "adamw", "rmsprop"])
+def test_the_schema_accepts_the_words_that_the_config_accepts(short):
+    key = "schedule" if short in ("constant", "cosine", "plateau") else "optimizer"
+    tree = BASE | {"phases": [{"epochs": 9, "learning_rate": 1e-3, "weight_decay": 1e-2, key: short}]}
+    SCHEMA.validate(tree)
+    config.parse(tree)
+
+
+@pytest.mark.parametrize("change", [phase(schedule="step"), phase(optimizer="lion"), {"backbone": {"name": "resnet"}}])
+def test_the_schema_refuses_other_words(change):
+    assert not SCHEMA.is_valid(BASE | change)
 
 
 def test_flat_names_are_the_keys_of_set():

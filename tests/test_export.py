@@ -114,9 +114,45 @@ def test_pixels_that_disagree_fail_the_check(model, tmp_path, monkeypatch):
     assert list((tmp_path / "m").iterdir()) == []
 
 
+@pytest.mark.parametrize("at", [0, 10])
+def test_a_picture_that_tensorflow_cannot_decode_counts_as_another_label(model, tmp_path, monkeypatch, at):
+    honest = exporting.check_pictures(PICTURES)
+    encoded = list(honest.encoded(np.arange(12)))
+    encoded[at] = encoded[at][:-20]
+    test = dataclasses.replace(honest, encoded=lambda rows: (encoded[row] for row in rows))
+    with pytest.raises(ExportError, match=r"91\.7% get the same label.*cannot decode 1 of them"):
+        exporting.exported(model, PICTURES, tmp_path, test=test)
+    monkeypatch.setattr(export, "SAME_LABEL_SHARE", 0.9)
+    path, parity = exporting.exported(model, PICTURES, tmp_path, test=test)
+    assert parity.image_bytes_same_label == pytest.approx(11 / 12)
+    assert parity.image_bytes_largest_difference < 1e-5
+    warmup = path / "assets.extra" / "tf_serving_warmup_requests"
+    assert sum(1 for _ in tf.data.TFRecordDataset(str(warmup))) == export.WARMUP_PICTURES - (at == 0)
+
+
+def test_no_picture_that_tensorflow_can_decode(model, tmp_path):
+    test = dataclasses.replace(exporting.check_pictures(PICTURES), encoded=lambda rows: (b"nothing" for _ in rows))
+    with pytest.raises(ExportError, match="cannot decode 12 of them"):
+        exporting.exported(model, PICTURES, tmp_path, test=test)
+
+
+def test_a_nan_fails_the_check(tmp_path):
+    pixels = keras.Input((16, 16, 3))
+    nothing = keras.layers.Rescaling(float("nan"))(keras.layers.GlobalAveragePooling2D()(pixels))
+    with pytest.raises(ExportError, match="largest difference of a probability is nan"):
+        exporting.exported(keras.Model(pixels, nothing), PICTURES, tmp_path)
+
+
 @pytest.mark.parametrize("content", [None, "{}", "not json"])
 def test_a_folder_that_is_no_export_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(ExportError, match=r"not a model exported by graft.*export/NAME/1"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(("gap", "same"), [(0.0099, True), (0.0101, False)])
+def test_a_label_that_ties_with_the_expected_one_is_the_same(gap, same):
+    expected = np.array([[0.5 + gap / 2, 0.5 - gap / 2]])
+    given = {"probabilities": np.array([[0.49, 0.51]]), "label": np.array([b"bee"], object)}
+    assert export._same_labels(expected, given, np.array([b"ant", b"bee"], object)).tolist() == [same]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline import finetune
 from pipeline.config import SGD, Augment, Blocks, EarlyStopping, From, Head, Plateau, RandAugment
+from pipeline.errors import GraftError
 from pipeline.metrics import accuracy, softmax
 from tests.networks import QUIET, data, network, phase, same, split, values
 
@@ -175,14 +177,69 @@ def test_class_weights_balance():
     assert weights[labels].mean() == pytest.approx(1.0)
 
 
-def test_balanced_weights_reach_the_loss():
+def test_balanced_weights_make_rare_classes_weigh_as_much_as_common_ones():
+    """With logits of zero, a class's bias moves by its weighted share of the batch: balanced, all shares are equal."""
     rare = split(20)
     rare.labels[:] = [0] * 18 + [1, 2]
-    plain = train(network("lenet5"), phase(epochs=1, learning_rate=1e-9), train_=rare)
-    balanced = train(
-        network("lenet5"), phase(epochs=1, learning_rate=1e-9), train_=rare, data_=data(class_weights="balanced")
+    for choice, expected in (("balanced", [1 / 3, 1 / 3, 1 / 3]), ("none", [0.9, 0.05, 0.05])):
+        net = network("lenet5")
+        kernel, bias = net.head.trainable_variables
+        kernel.assign(np.zeros(kernel.shape))
+        train(
+            net,
+            phase(epochs=1, learning_rate=1.0, optimizer=SGD(momentum=0.0)),
+            train_=rare,
+            data_=data(batch_size=20, class_weights=choice),
+        )
+        np.testing.assert_allclose(bias.numpy(), np.array(expected) - 1 / 3, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [24, 240])
+def test_a_batch_larger_than_the_split_is_the_whole_split(batch_size):
+    moved = []
+    for size in (24, batch_size):
+        net = network("lenet5")
+        before = values(net.head.variables)
+        train(net, phase(epochs=1, optimizer="sgd"), data_=data(batch_size=size))
+        moved.append([after - start for after, start in zip(values(net.head.variables), before, strict=True)])
+    for one, other in zip(*moved, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_clipping_bounds_the_gradient_of_the_whole_batch():
+    net = network("lenet5")
+    before = values(net.head.variables)
+    train(
+        net,
+        phase(epochs=1, learning_rate=1.0, optimizer=SGD(momentum=0.0), clip_norm=0.01),
+        data_=data(batch_size=24),
     )
-    assert plain[0].loss != pytest.approx(balanced[0].loss, rel=1e-3)
+    moved = [after - start for after, start in zip(values(net.head.variables), before, strict=True)]
+    assert np.sqrt(sum((part**2).sum() for part in moved)) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_divergence_ends_in_words():
+    with pytest.raises(GraftError, match=r"diverged in epoch \d of a phase with learning rate 1e\+38.*clip_norm"):
+        train(network("lenet5"), phase(epochs=5, learning_rate=1e38, optimizer="sgd"))
+
+
+def test_the_learning_rate_of_an_epoch_is_the_one_it_begins_with():
+    history = train(network("lenet5"), phase(epochs=4, schedule={"name": "step", "every_epochs": 2}))
+    assert [e.learning_rate for e in history] == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3])
+
+
+def test_how_a_picture_is_changed_follows_from_its_content_and_the_epoch():
+    pictures = split(6)
+    draw = finetune._epoch_of_batches(pictures, data(batch_size=6, augment=Augment(flip="both", color=0.5)), 3)
+    other = replace(
+        pictures, positions=pictures.positions[::-1], labels=pictures.labels[::-1], digests=pictures.digests[::-1]
+    )
+    draw_other = finetune._epoch_of_batches(other, data(batch_size=6, augment=Augment(flip="both", color=0.5)), 3)
+    images = next(iter(draw(np.random.default_rng(0))))[0].numpy()
+    images_other = next(iter(draw_other(np.random.default_rng(0))))[0].numpy()
+    order = [min(range(6), key=lambda i: np.abs(images_other[i] - image).max()) for image in images]
+    assert sorted(order) == list(range(6))
+    np.testing.assert_array_equal(images_other[order], images)
 
 
 @pytest.mark.slow
@@ -195,16 +252,21 @@ def test_two_devices_train_as_one():
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         from tests.networks import *
         from pipeline import finetune
-        from pipeline.config import Blocks
+        from pipeline.config import Blocks, Head
         losses = []
         for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
             reproducible(0)
             with strategy.scope():
-                net = unseeded_network()
+                net = unseeded_network("lenet5", head=Head(l2=0.01))
                 history = finetune.finetune(
                     net,
-                    [phase(unfreeze=Blocks(blocks=1), optimizer="sgd", layer_decay=0.5, weight_decay=0.1, ema=0.9)],
-                    data(), split(), split(12, seed=1), 0, QUIET, lambda _: None,
+                    [
+                        phase(
+                            unfreeze=Blocks(blocks=1), optimizer="sgd", layer_decay=0.5, weight_decay=0.1, ema=0.9,
+                            clip_norm=0.1, label_smoothing=0.1,
+                        )
+                    ],
+                    data(class_weights="balanced"), split(25), split(12, seed=1), 0, QUIET, lambda _: None,
                 )
             losses.append([(e.loss, e.validation_loss) for e in history])
         np.testing.assert_allclose(*losses, rtol=1e-4)

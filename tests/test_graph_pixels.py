@@ -50,6 +50,20 @@ def test_both_byte_orders_of_exif(order):
     assert graph_pixels.orientation(tf.constant(data)).numpy() == 6
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_exif_behind_more_than_64_kib_of_pixels(kind, decode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = Image.fromarray(np.random.default_rng(2).integers(0, 256, (200, 300, 3)).astype(np.uint8))
+    data = encode(noise, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    if kind == "PNG":  # Pillow writes its eXIf chunk before the pixels; here it goes to the end.
+        start = data.index(b"eXIf") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    assert max(data.rfind(b"EXIF"), data.rfind(b"eXIf")) > 1 << 16
+    assert mean_difference(data, decode) < 0.02
+
+
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG")]
 )
@@ -73,3 +87,9 @@ def test_large_jpegs_differ_by_a_rounding_only(width, height, decode):
 def test_sixteen_bits(decode):
     deep = Image.fromarray(np.linspace(0, 65535, 80 * 80).reshape(80, 80).astype(np.uint16))
     assert mean_difference(encode(deep, "PNG"), decode) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
+def test_other_formats_are_refused_as_in_training(kind, decode):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not a JPEG, PNG or WebP"):
+        decode(encode(picture(), kind))

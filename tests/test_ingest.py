@@ -389,7 +389,7 @@ def test_a_full_disk_is_noticed_before_anything_is_read(
     plant(tmp_path / "data", class_folders(10))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20 * 16 * 16 * 3 - 1))
     console = Listening()
-    with pytest.raises(DataError, match=r"20 x 16 x 16 x 3 bytes = 0\.0 GB in .*scratch.* lower data\.image_size"):
+    with pytest.raises(DataError, match=r"20 x 16 x 16 x 3 bytes = 0 MB in .*scratch.* lower data\.image_size"):
         run(console=console)
     assert console.steps == 0
 

@@ -56,11 +56,27 @@ def test_weight_decay_shrinks_kernels_at_their_own_rate_and_leaves_biases(optimi
     assert decayed == pytest.approx([10 * 0.1 * 0.2, 10 * 0.05 * 0.2, 0.0], abs=1e-5)
 
 
-def test_clipping_bounds_the_global_norm():
-    variables = [keras.Variable([0.0, 0.0]), keras.Variable([0.0])]
-    built = optimizers.optimizer(
-        phase(learning_rate=1.0, optimizer=SGD(momentum=0.0), clip_norm=1.0), 1, [1.0, 1.0], ["kernel", "kernel"]
-    )
-    built.build(variables)
-    built.apply([np.array([30.0, 0.0], np.float32), np.array([40.0], np.float32)], variables)
-    np.testing.assert_allclose([variables[0].numpy()[0], variables[1].numpy()[0]], [-0.6, -0.8], rtol=1e-5)
+def test_decay_is_part_of_the_momentum_under_sgd_and_apart_from_it_elsewhere():
+    """With a gradient of zero: AlexNet's v <- 0.9 v - 0.1 (0.2 w), and decoupled w <- w - 0.1 (0.2 w)."""
+
+    def weight_after(optimizer, steps):
+        variable = keras.Variable([1.0], name="kernel")
+        asked = phase(learning_rate=0.1, optimizer=optimizer, weight_decay=0.2)
+        built = optimizers.optimizer(asked, 1, [1.0], ["kernel"])
+        built.build([variable])
+        for _ in range(steps):
+            built.apply([np.zeros(1, np.float32)], [variable])
+        return float(variable.numpy()[0])
+
+    weight, velocity = 1.0, 0.0
+    for _ in range(5):
+        velocity = 0.9 * velocity - 0.1 * 0.2 * weight
+        weight += velocity
+    assert weight_after(SGD(momentum=0.9), 5) == pytest.approx(weight, rel=1e-5)
+    assert weight_after(AdamW(), 5) == pytest.approx((1 - 0.1 * 0.2) ** 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(("epochs", "steps_per_epoch", "warmup"), [(1, 1, 0.5), (2, 1, 1.5), (1, 2, 0.9)])
+def test_warm_up_leaves_at_least_one_step(epochs, steps_per_epoch, warmup):
+    found = rates(phase(epochs=epochs, learning_rate=2.0, schedule=Cosine(warmup_epochs=warmup)), steps_per_epoch)
+    assert max(found) == pytest.approx(2.0)

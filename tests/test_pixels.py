@@ -225,6 +225,27 @@ def test_truncated_files_are_refused(kind: str, kept: float) -> None:
         decode(data[: int(len(data) * kept)], SPEC)
 
 
+def test_any_flipped_byte_of_a_png_is_noticed() -> None:
+    data = encoded(photo(20, 15), "PNG")
+    for at in range(len(data) - 12):  # The last chunk holds nothing.
+        with pytest.raises(BadImage):
+            decode(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :], SPEC)
+
+
+def test_a_damaged_png_says_what_is_wrong() -> None:
+    data = encoded(photo(40, 30), "PNG")
+    at = data.index(b"IDAT") + 40
+    with pytest.raises(BadImage, match="damaged or truncated: wrong checksum in b'IDAT'"):
+        decode(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :], SPEC)
+    with pytest.raises(BadImage, match="damaged or truncated: the end is missing"):
+        decode(data[:-12], SPEC)
+
+
+def test_what_follows_the_end_of_a_png_is_ignored() -> None:
+    data = encoded(photo(40, 30), "PNG")
+    assert (decode(data + b"more", SPEC) == decode(data, SPEC)).all()
+
+
 def test_the_limit_on_size_is_the_specs() -> None:
     data = encoded(Image.new("L", (2000, 1000)), "PNG")
     assert decode(data, PixelSpec(32, 32, max_megapixels=2.0)).shape == (32, 32, 3)

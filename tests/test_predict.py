@@ -3,6 +3,10 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -92,3 +96,33 @@ def test_predictions_do_not_depend_on_their_neighbours(folder, model):
     alone = next(iter(predict.predict(model, [folder / "a.png"])))
     together = next(iter(predict.predict(model, [folder / "a.png", folder / "b.png"])))
     np.testing.assert_allclose(alone.score, together.score, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["table", "csv"])
+def test_names_that_the_output_cannot_show(model, tmp_path, kind):
+    picture = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    Image.new("RGB", (20, 30), (200, 0, 0)).save(tmp_path / "K\u00e4fer.png")
+    (tmp_path / "K\u00e4fer.png").rename(picture)
+    Image.new("RGB", (20, 30), (0, 200, 0)).save(tmp_path / "K\u00e4fer.png")
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline", "predict", model, picture, tmp_path / "K\u00e4fer.png", "--format", kind],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "udcff.png" in result.stdout
+    assert "fer.png" in result.stdout
+
+
+@pytest.mark.parametrize("write", [lambda results, out: predict.write_csv(results, ["red"], out), predict.write_jsonl])
+def test_a_line_is_written_before_the_next_picture_is_labelled(write):
+    out = io.StringIO()
+
+    def results():
+        yield predict.Prediction("a.png", "red", 1.0, {"red": 1.0})
+        assert "a.png" in out.getvalue()
+
+    write(results(), out)

@@ -40,7 +40,7 @@ def load(config: BackboneConfig, image_size: int, output_dir: Path) -> "keras.Mo
         A functional model from normalised pixels, float32 [N, image_size, image_size, C], to feature maps or features.
 
     Raises:
-        ConfigError: the builder refuses an option's value, or `weights` is none of the four kinds.
+        ConfigError: the builder refuses an option's value.
         WeightsError: the weights are missing, damaged, or do not fit the network.
     """
     if config.weights == "imagenet":
@@ -51,11 +51,7 @@ def load(config: BackboneConfig, image_size: int, output_dir: Path) -> "keras.Mo
         file = _file_of_run(config, output_dir)
     else:
         file = Path(config.weights)
-        if not file.name.endswith((".weights.h5", ".keras")):
-            raise ConfigError(
-                "backbone.weights must be imagenet, none, run:ID, run:NAME or a file that ends in .weights.h5 or "
-                f".keras. Received: {config.weights}"
-            )
+        assert file.name.endswith((".weights.h5", ".keras")), "BackboneConfig allows no other form"
         if not file.is_file():
             raise WeightsError(f"There is no weights file {file}. Check backbone.weights, or use imagenet or none.")
     backbone = _build(config, image_size)
@@ -96,6 +92,11 @@ def digest(model: "keras.Model") -> str:
         sha.update(f"{weight.name} {value.dtype} {value.shape}\n".encode())
         sha.update(value.tobytes())
     return sha.hexdigest()
+
+
+def started_from(config: BackboneConfig, output_dir: Path) -> Path | None:
+    """The folder of the run that `weights: run:...` stands for now; None for other weights. Raises WeightsError."""
+    return _file_of_run(config, output_dir).parent.resolve() if config.weights.startswith("run:") else None
 
 
 def _build(config: BackboneConfig, image_size: int, weights: str | None = None) -> "keras.Model":

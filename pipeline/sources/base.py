@@ -49,7 +49,7 @@ def choose_classes(found: Collection[str], wanted: list[str] | None) -> tuple[st
     """The classes of a run: those wanted, in that order, or else all that were found, sorted.
 
     Raises:
-        DataError: a wanted class was not found, or fewer than two were.
+        DataError: a wanted class was not found, fewer than two were found, or a name has more than one line.
     """
     if unknown := sorted(set(wanted or ()) - set(found)):
         raise DataError(
@@ -61,7 +61,13 @@ def choose_classes(found: Collection[str], wanted: list[str] | None) -> tuple[st
             "A classifier needs pictures of at least two classes, and the data has "
             f"{'only ' + listed(sorted(found)) if found else 'none'}. Add another class."
         )
-    return tuple(wanted or sorted(found))
+    chosen = tuple(wanted or sorted(found))
+    if broken := [repr(name) for name in chosen if len(f"{name}.".splitlines()) > 1]:
+        raise DataError(
+            "The name of a class must not hold a line break, as each is a line of the exported labels.txt. Received: "
+            f"{listed(broken)}. Rename it in the data, or list the classes to use, without it, in data.classes."
+        )
+    return chosen
 
 
 def adopt_splits(found: Collection[SplitName]) -> tuple[dict[SplitName, SplitName | None], tuple[str, ...]]:

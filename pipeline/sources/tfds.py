@@ -1,11 +1,16 @@
 """Image classification datasets of TensorFlow Datasets, downloaded and prepared by it where that is not done yet."""
 
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from pipeline.config import Data
 from pipeline.errors import DataError
 from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName, adopt_splits, choose_classes, listed
+
+_PATIENCE_S = 10
 
 
 def open_tfds(data: Data) -> Source:
@@ -75,6 +80,7 @@ def _prepared(data: Data) -> Any:
     except (ValueError, AssertionError) as error:  # a version or configuration that does not exist
         raise DataError(f"The TFDS dataset {data.name} cannot be opened. {_first_line(error)}") from error
     try:
+        _check_network(builder)
         builder.download_and_prepare()
     except (
         OSError,  # also every failure of the network
@@ -89,6 +95,18 @@ def _prepared(data: Data) -> Any:
             f"network connection, or copy a prepared dataset to {builder.data_dir}. {_first_line(error)}"
         ) from error
     return builder
+
+
+def _check_network(builder: Any) -> None:
+    """Raises OSError at once where the first file to download is out of reach: TFDS itself tries for minutes."""
+    if builder.is_prepared():
+        return
+    for url in islice(builder.url_infos or (), 1):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE_S):
+                pass
+        except urllib.error.HTTPError:
+            pass  # It answers.
 
 
 def _keys(info: Any, name: str) -> tuple[str, str]:

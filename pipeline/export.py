@@ -21,8 +21,8 @@ from pipeline import graph_pixels
 from pipeline.artifacts import Manifest, Parity
 from pipeline.console import Console
 from pipeline.errors import ExportError
-from pipeline.ingest import Splits
 from pipeline.pixels import PixelSpec
+from pipeline.splits import Splits
 
 PIXELS_TOLERANCE = 1e-5
 SAME_LABEL_SHARE = 0.99

@@ -17,9 +17,9 @@ from pipeline.artifacts import Epoch
 from pipeline.config import Data, Phase, Plateau
 from pipeline.console import Console
 from pipeline.errors import GraftError
-from pipeline.ingest import Split
 from pipeline.metrics import accuracy, log_loss, softmax
 from pipeline.model import Division, Network, divide
+from pipeline.splits import Split
 
 
 def finetune(

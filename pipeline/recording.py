@@ -27,10 +27,11 @@ from pipeline.config import RunConfig, dump
 from pipeline.console import Console
 from pipeline.errors import ConfigError
 from pipeline.evaluate import Report, write_predictions
-from pipeline.ingest import Splits, write_splits
+from pipeline.ingest import write_splits
 from pipeline.metrics import softmax
 from pipeline.model import Network
 from pipeline.pixels import VERSION, PixelSpec
+from pipeline.splits import Splits
 from pipeline.tracking import Tracker, resolve_uri, without_password
 
 # What MLflow gets of the run's folder. The weights are in the model.

@@ -8,8 +8,8 @@ from pipeline import model
 from pipeline.backbones import BACKBONES, weights
 from pipeline.config import BackboneConfig, Data, Head, Phase
 from pipeline.console import Console
-from pipeline.ingest import Split
 from pipeline.run import reproducible
+from pipeline.splits import Split
 
 QUIET = Console(quiet=True)
 SIZE = 32

@@ -23,8 +23,6 @@ from pipeline.config import Data
 from pipeline.console import Advance, Console
 from pipeline.errors import DataError
 from pipeline.ingest import (
-    Split,
-    Splits,
     channel_mean,
     ingest,
     mean_image,
@@ -35,6 +33,7 @@ from pipeline.ingest import (
 from pipeline.pixels import PixelSpec, decode
 from pipeline.sources import open_source
 from pipeline.sources.base import Example, Source
+from pipeline.splits import Split, Splits
 
 SPEC = PixelSpec(16, 16, crop=1.0)
 HYMENOPTERA = Path(__file__).parent.parent.parent / "shared/data/hymenoptera"

@@ -377,7 +377,7 @@ class Tracking(Strict):
 
 
 def default_phases() -> list[Phase]:
-    """What measured best on 244 photographs of ants and bees: the figures are in docs/phases.md."""
+    """Among the best, within what 244 photographs of ants and bees can tell: the figures are in docs/phases.md."""
     return [
         Phase(epochs=10, learning_rate=5e-3, unfreeze="head", schedule=Cosine()),
         Phase(epochs=8, learning_rate=1e-4, unfreeze=Share(fraction=0.3), schedule=Cosine()),

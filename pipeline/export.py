@@ -176,7 +176,10 @@ def _check(
     """Runs every test picture through the model in memory and through both signatures of the one on disk."""
     loaded = tf.saved_model.load(str(path))
     _replay_warmup(path, loaded.signatures)
-    forward = tf.function(lambda images: probabilities(model(images, training=False), temperature))
+    forward = tf.function(
+        lambda images: probabilities(model(images, training=False), temperature),
+        input_signature=[tf.TensorSpec(model.input_shape, tf.float32)],
+    )
     pixel_difference = byte_difference = 0.0
     same_label = undecoded = 0
     names = np.array([label.encode() for label in classes], dtype=object)

@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pipeline import config
+from pipeline import config_file
 from pipeline.console import Console
 from pipeline.quiet import import_tensorflow
 
@@ -43,7 +43,7 @@ def measure(phases: str, folder: Path) -> tuple[list[float], list[float]]:
             "data.path=../shared/data/hymenoptera/train", "data.test_fraction=0.4", f"phases={phases}", f"seed={seed}",
             f"output_dir={folder}/runs", f"export.dir={folder}/export",
         ]  # fmt: skip
-        records.append(run(config.load("configs/hymenoptera.yaml", settings), Console(quiet=True)))
+        records.append(run(config_file.load("configs/hymenoptera.yaml", settings), Console(quiet=True)))
     return [r.metrics["test_accuracy"] for r in records], [r.seconds["train"] for r in records]
 
 

@@ -54,7 +54,7 @@ def run(
 ) -> None:
     """Train, evaluate, export and record a classifier."""
     with _errors_in_words():
-        from pipeline.config import load
+        from pipeline.config_file import load
 
         # A scheduler's way to stop a run; what Ctrl-C does leaves everything in order.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -161,7 +161,7 @@ def init(
 @app.command()
 def schema() -> None:
     """Print the config's JSON Schema, for editors."""
-    from pipeline.config import schema as json_schema
+    from pipeline.config_file import schema as json_schema
 
     print(json_schema())
 

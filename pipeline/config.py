@@ -1,13 +1,9 @@
-"""The configuration of a run: what may be written in a YAML file, checked before any data is read.
+"""The configuration of a run: what may be written, checked before any data is read. `config_file` reads it.
 
 Every field says what it means and in which unit; rules across fields are validators of the model they belong to.
 """
 
-import io
-import json
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,16 +12,11 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import YAMLError
 
 from pipeline.backbones import BACKBONES
-from pipeline.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -295,7 +286,7 @@ class EarlyStopping(Strict):
     """A fall in validation loss smaller than this does not count as better."""
 
 
-def _name_alone(value: Any) -> Any:
+def name_alone(value: Any) -> Any:
     """`adam` is short for `{name: adam}`."""
     return {"name": value} if isinstance(value, str) else value
 
@@ -305,11 +296,11 @@ _Schedule = Annotated[Constant | Cosine | Step | Plateau, Field(discriminator="n
 # The second type is what the JSON Schema allows. step is not among the words: it needs every_epochs.
 Optimizer = Annotated[
     _Optimizer,
-    BeforeValidator(_name_alone, json_schema_input_type=Literal["sgd", "adam", "adamw", "rmsprop"] | _Optimizer),
+    BeforeValidator(name_alone, json_schema_input_type=Literal["sgd", "adam", "adamw", "rmsprop"] | _Optimizer),
 ]
 Schedule = Annotated[
     _Schedule,
-    BeforeValidator(_name_alone, json_schema_input_type=Literal["constant", "cosine", "plateau"] | _Schedule),
+    BeforeValidator(name_alone, json_schema_input_type=Literal["constant", "cosine", "plateau"] | _Schedule),
 ]
 
 
@@ -440,160 +431,3 @@ class RunConfig(Strict):
             }
 
         return walk("", self.model_dump(mode="json", by_alias=True))
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Reads a config file.
-
-    Args:
-        path: the YAML file (YAML 1.2).
-        overrides: `dotted.key=value` assignments made before checking; values are YAML, except that a word is taken
-            whole, ` #` included. List items go by index, e.g. `phases.0.epochs=3`, in the default phases too.
-
-    Raises:
-        ConfigError: the file cannot be read, or it breaks a rule; every broken rule is named.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(
-            f"Cannot read the config {path}: {reason}. Write one with: graft init FOLDER > {path}"
-        ) from None
-    tree = _yaml(text, f"the config {path}")
-    if not isinstance(tree, dict):
-        raise ConfigError(f"The config {path} must be a mapping of keys such as name, data and backbone.")
-    for override in overrides or []:
-        _assign(tree, override)
-    return parse(tree, str(path))
-
-
-def parse(tree: dict[str, Any], where: str = "the config") -> RunConfig:
-    """Checks a config that is already a dict. Raises ConfigError."""
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, where)) from None
-
-
-def dump(config: RunConfig) -> str:
-    """The complete config as YAML, defaults included; `load` gives back an equal config."""
-    stream = io.StringIO()
-    yaml = YAML()
-    yaml.dump(config.model_dump(mode="json", by_alias=True), stream)
-    return stream.getvalue()
-
-
-def schema() -> str:
-    """The config's JSON Schema, for editors."""
-    return json.dumps(RunConfig.model_json_schema(by_alias=True), indent=2)
-
-
-class _Constructor(SafeConstructor):
-    """Leaves dates as text: YAML 1.2 has none, and no key here takes one."""
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-
-
-def _yaml(text: str, where: str) -> Any:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
-    try:
-        return yaml.load(text)
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: `!!int x`, or a number of 5000 digits.
-        raise ConfigError(f"{where} is not valid YAML. {' '.join(str(error).split())}") from None
-
-
-def _assign(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise ConfigError(f"--set takes dotted.key=value, e.g. data.image_size=160. Received: {override}")
-    value = _yaml(text, f"--set {key}")
-    if isinstance(value, str) and value and text.strip().startswith(value):
-        value = text.strip()  # Nobody writes a comment into an assignment: a folder may be called `photos #1`.
-    *parents, last = key.split(".")
-    if parents[:1] == ["phases"] and "phases" not in tree:
-        tree["phases"] = [phase.model_dump(mode="json", by_alias=True) for phase in default_phases()]
-    node: Any = tree
-    try:
-        for part in parents:
-            at = part if isinstance(node, dict) else int(part)
-            below = node.get(at) if isinstance(node, dict) else node[at]
-            if part in ("optimizer", "schedule"):
-                below = _name_alone(below)
-            node[at] = below if isinstance(below, dict | list) else {}
-            node = node[at]
-        node[last if isinstance(node, dict) else int(last)] = value
-    except (IndexError, ValueError):
-        raise ConfigError(f"--set {override}: there is no list item of that number in the config.") from None
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    problems = []
-    for item in error.errors(include_url=False):
-        key, parent = _locate(item["loc"])
-        # A rule across keys has the whole section as its input, which would say nothing.
-        received = "" if isinstance(item["input"], dict | BaseModel) else f" Received: {item['input']!r}."
-        if item["type"] == "extra_forbidden":
-            message, received = f"unknown key; allowed: {', '.join(_keys(parent))}", ""
-        elif item["type"] == "missing":
-            message, received = "required, but missing", ""
-        elif item["type"] == "union_tag_invalid":
-            message, received = f"allowed: {item['ctx']['expected_tags']}", f" Received: {item['ctx']['tag']!r}."
-        elif item["type"] == "union_tag_not_found":
-            key, message, received = f"{key}.name", "required, but missing", ""
-        elif item["type"] == "unfreeze":
-            message, received = item["msg"], f" Received: {item['input']!r}."
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-        problems.append(f"{key}: {message.rstrip('.')}.{received}".removeprefix(": "))
-    return f"{where} cannot be used. " + " ".join(problems)
-
-
-def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:
-    """A dotted key as a user writes it, and the model its last part belongs to.
-
-    Pydantic's locations also hold the tags of unions, which no user wrote.
-    """
-    parts: list[str] = []
-    model: type[BaseModel] | None = RunConfig
-    parent = model
-    for part in loc:
-        if isinstance(part, str) and model is not None and part in _keys(model):
-            parent, model = model, _model_of(model, part)
-        elif isinstance(part, str) and model is None and part in _TAGGED:
-            model = _TAGGED[part]
-            continue
-        elif isinstance(part, str):
-            parent = model
-        parts.append(str(part))
-    return ".".join(parts), parent
-
-
-def _keys(model: type[BaseModel] | None) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()] if model else []
-
-
-def _model_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The one model that a field holds, itself, optional or in a list; None for a union of several."""
-    found: list[type[BaseModel]] = []
-
-    def visit(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found.append(annotation)
-        for argument in get_args(annotation):
-            visit(argument)
-
-    visit(next(field.annotation for name, field in model.model_fields.items() if key in (name, field.alias)))
-    return found[0] if len(found) == 1 else None
-
-
-_TAGGED: dict[str, type[BaseModel]] = {
-    "blocks": Blocks, "from": From, "fraction": Share,
-    "sgd": SGD, "adam": Adam, "adamw": AdamW, "rmsprop": RMSprop,
-    "constant": Constant, "cosine": Cosine, "step": Step, "plateau": Plateau,
-}  # fmt: skip

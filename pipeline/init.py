@@ -36,7 +36,7 @@ def folder_config(path: Path, backbone: str, classes: dict[str, int]) -> str:
         classes: pictures per class, over all splits.
 
     Returns:
-        YAML that `config.load` accepts.
+        YAML that `config_file.load` accepts.
 
     Raises:
         DataError: there are fewer than two classes.

@@ -23,7 +23,8 @@ from PIL import Image
 from pipeline import artifacts, report
 from pipeline.artifacts import BackboneIdentity, Epoch, Manifest, Parity, RunRecord
 from pipeline.backbones.weights import digest, started_from
-from pipeline.config import RunConfig, dump
+from pipeline.config import RunConfig
+from pipeline.config_file import dump
 from pipeline.console import Console
 from pipeline.errors import ConfigError
 from pipeline.evaluate import Report, write_predictions

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline import artifacts, config
+from pipeline import artifacts, config_file
 from pipeline.artifacts import BackboneIdentity, RunRecord, read_manifest, write_atomically
 from pipeline.errors import ConfigError, ExportError, TrackingError
 from pipeline.recording import recorded
@@ -39,7 +39,7 @@ def a_config(here, **changes):
         "output_dir": str(here / "runs"),
         "export": {"dir": str(here / "export")},
     }
-    return config.parse(settings | changes)
+    return config_file.parse(settings | changes)
 
 
 # ------------------------------------------------------------------------------------------------------------- records

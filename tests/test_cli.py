@@ -89,7 +89,7 @@ def test_mistakes_are_one_paragraph(arguments, code, words, tmp_path):
 
 
 def test_init_writes_a_config_that_loads(tmp_path):
-    from pipeline.config import load
+    from pipeline.config_file import load
 
     for label in ("cat", "dog"):
         (tmp_path / "my pets" / label).mkdir(parents=True)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline import config
+from pipeline import config, config_file
 from pipeline.backbones import BACKBONES
 from pipeline.errors import ConfigError
 
@@ -31,14 +31,14 @@ def test_every_shipped_config_loads_and_says_how_to_run_it(path):
     assert f"graft run configs/{path.name}" in header
     assert "expected" in header
     assert "runtime" in header
-    loaded = config.load(path)
+    loaded = config_file.load(path)
     assert loaded.name == path.stem or path.stem == "folder"
 
 
 def test_defaults_survive_a_round_trip_through_yaml(tmp_path):
-    built = config.parse(BASE)
-    (tmp_path / "c.yaml").write_text(config.dump(built), encoding="utf-8")
-    assert config.load(tmp_path / "c.yaml") == built
+    built = config_file.parse(BASE)
+    (tmp_path / "c.yaml").write_text(config_file.dump(built), encoding="utf-8")
+    assert config_file.load(tmp_path / "c.yaml") == built
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_defaults_survive_a_round_trip_through_yaml(tmp_path):
 )
 def test_mistakes_are_named_with_what_is_allowed_and_what_was_received(change, words):
     with pytest.raises(ConfigError) as caught:
-        config.parse(BASE | change)
+        config_file.parse(BASE | change)
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -102,22 +102,22 @@ def test_mistakes_are_named_with_what_is_allowed_and_what_was_received(change, w
 @pytest.mark.parametrize("form", ["imagenett", "run:", "a.h5", "", "Imagenet"])
 def test_weights_of_no_allowed_form_are_refused(form):
     with pytest.raises(ConfigError, match=rf"backbone\.weights: must be imagenet, none, run:ID.*Received: '{form}'"):
-        config.parse(BASE | {"backbone": {"name": "mobilenet", "weights": form}})
+        config_file.parse(BASE | {"backbone": {"name": "mobilenet", "weights": form}})
 
 
 @pytest.mark.parametrize("form", ["imagenet", "none", "run:digits", "dir/a.weights.h5", "a.keras"])
 def test_weights_of_every_allowed_form_are_taken(form):
-    assert config.parse(BASE | {"backbone": {"name": "mobilenet", "weights": form}}).backbone.weights == form
+    assert config_file.parse(BASE | {"backbone": {"name": "mobilenet", "weights": form}}).backbone.weights == form
 
 
 def test_all_mistakes_are_told_at_once():
     with pytest.raises(ConfigError, match=r"seed.*data\.crop.*colour"):
-        config.parse(BASE | {"seed": -1, "colour": 1} | data(crop=2.0))
+        config_file.parse(BASE | {"seed": -1, "colour": 1} | data(crop=2.0))
 
 
 def load_text(tmp_path, text, *overrides):
     (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
-    return config.load(tmp_path / "c.yaml", list(overrides))
+    return config_file.load(tmp_path / "c.yaml", list(overrides))
 
 
 TEXT = "name: x\ndata: {source: folder, path: p}\nbackbone: {name: mobilenet}\n"
@@ -171,7 +171,7 @@ def test_dates_are_words(tmp_path, name):
     assert load_text(tmp_path, TEXT.replace("name: x", f"name: {name}", 1)).name == name
     loaded = load_text(tmp_path, TEXT, f"name={name}")
     assert loaded.name == name
-    assert load_text(tmp_path, config.dump(loaded)) == loaded
+    assert load_text(tmp_path, config_file.dump(loaded)) == loaded
 
 
 @pytest.mark.parametrize(
@@ -214,11 +214,11 @@ def test_an_override_below_a_list_item_that_is_a_word_is_refused(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nope\.yaml.*graft init"):
-        config.load(tmp_path / "nope.yaml")
+        config_file.load(tmp_path / "nope.yaml")
 
 
 def test_the_schema_describes_every_key():
-    schema = json.loads(config.schema())
+    schema = json.loads(config_file.schema())
 
     def undescribed(model, path):
         for key, field in model.get("properties", {}).items():
@@ -231,13 +231,13 @@ def test_the_schema_describes_every_key():
     assert missing == []
 
 
-SCHEMA = jsonschema.Draft202012Validator(json.loads(config.schema()))
+SCHEMA = jsonschema.Draft202012Validator(json.loads(config_file.schema()))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_schema_accepts_every_shipped_config(path):
     SCHEMA.validate(YAML(typ="safe", pure=True).load(path))
-    SCHEMA.validate(YAML(typ="safe", pure=True).load(config.dump(config.load(path))))
+    SCHEMA.validate(YAML(typ="safe", pure=True).load(config_file.dump(config_file.load(path))))
 
 
 @pytest.mark.parametrize("short", ["constant", "cosine", "plateau", "sgd", "adam", "adamw", "rmsprop"])
@@ -245,7 +245,7 @@ def test_the_schema_accepts_the_words_that_the_config_accepts(short):
     key = "schedule" if short in ("constant", "cosine", "plateau") else "optimizer"
     tree = BASE | {"phases": [{"epochs": 9, "learning_rate": 1e-3, "weight_decay": 1e-2, key: short}]}
     SCHEMA.validate(tree)
-    config.parse(tree)
+    config_file.parse(tree)
 
 
 @pytest.mark.parametrize("change", [phase(schedule="step"), phase(optimizer="lion"), {"backbone": {"name": "resnet"}}])
@@ -254,7 +254,7 @@ def test_the_schema_refuses_other_words(change):
 
 
 def test_flat_names_are_the_keys_of_set():
-    flat = config.parse(BASE | phase(unfreeze={"from": "conv_pw_12"})).flat()
+    flat = config_file.parse(BASE | phase(unfreeze={"from": "conv_pw_12"})).flat()
     assert flat["phases.0.unfreeze.from"] == "conv_pw_12"
     assert flat["data.augment.flip"] == "none"
 
@@ -266,9 +266,9 @@ def test_flat_names_are_the_keys_of_set():
 )
 def test_any_tree_is_parsed_or_refused_in_words(tree):
     with pytest.raises(ConfigError, match="cannot be used"):
-        config.parse(BASE | {"head": {"dropout": tree, "no such key": 1}})
+        config_file.parse(BASE | {"head": {"dropout": tree, "no such key": 1}})
 
 
 def test_every_backbone_gives_a_valid_config_by_default():
     for name, row in BACKBONES.items():
-        config.parse(BASE | {"backbone": {"name": name, "weights": "imagenet" if row.imagenet else "none"}})
+        config_file.parse(BASE | {"backbone": {"name": name, "weights": "imagenet" if row.imagenet else "none"}})

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import config
+from pipeline import config, config_file
 from pipeline.backbones import BACKBONES
 from pipeline.errors import DataError
 from pipeline.init import folder_config
@@ -16,7 +16,7 @@ TWO = {"ants": 194, "bees": 203}
 def read(text: str, folder: Path) -> config.RunConfig:
     path = folder / "my.yaml"
     path.write_text(text, encoding="utf-8")
-    return config.load(path)
+    return config_file.load(path)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import config, recording
+from pipeline import config_file, recording
 from pipeline.artifacts import RunRecord, read_manifest
 from pipeline.backbones.contracts import CONTRACTS
 from pipeline.errors import ConfigError, DataError, ExportError, WeightsError
@@ -31,7 +31,7 @@ def here(tmp_path, monkeypatch):
 
 
 def digits(*overrides, name="digits-0-4"):
-    return config.load(CONFIGS / f"{name}.yaml", ["phases.0.epochs=2", *overrides])
+    return config_file.load(CONFIGS / f"{name}.yaml", ["phases.0.epochs=2", *overrides])
 
 
 def weights_of(record):
@@ -109,7 +109,7 @@ def test_the_mean_comes_from_training_and_is_in_the_exported_graph(here, choice)
 
 def test_mistakes_are_found_before_anything_is_made(here):
     with pytest.raises(DataError):
-        run(config.load(CONFIGS / "folder.yaml", ["data.path=nowhere"]), QUIET)
+        run(config_file.load(CONFIGS / "folder.yaml", ["data.path=nowhere"]), QUIET)
     with pytest.raises(WeightsError, match="no finished run"):
         run(digits(name="digits-5-9"), QUIET)
     with pytest.raises(ConfigError, match=r"no layer of this name.*c9"):
@@ -133,7 +133,7 @@ def small(here, *overrides):
         f"data.path={folder_of(here)}", "data.image_size=32", "backbone.weights=none", "backbone.name=mobilenet",
         "backbone.options={alpha: 0.25}", "phases=[{epochs: 1, learning_rate: 0.01, unfreeze: all}]",
     ]  # fmt: skip
-    return config.load(CONFIGS / "folder.yaml", [*settings, *overrides])
+    return config_file.load(CONFIGS / "folder.yaml", [*settings, *overrides])
 
 
 @pytest.mark.slow
@@ -185,6 +185,6 @@ def test_ants_and_bees(here, photographs, imagenet_weights):
     """Three seeds on real photographs with real weights. The time is a benchmark's business; this is the accuracy."""
     accuracies = []
     for seed in range(3):
-        asked = config.load(CONFIGS / "hymenoptera.yaml", [f"seed={seed}", f"data.path={photographs}"])
+        asked = config_file.load(CONFIGS / "hymenoptera.yaml", [f"seed={seed}", f"data.path={photographs}"])
         accuracies.append(run(asked, QUIET).metrics["test_accuracy"])
     assert statistics.median(accuracies) >= 0.88

@@ -23,7 +23,7 @@ from unittest import mock
 
 import pytest
 
-from pipeline import config
+from pipeline import config, config_file
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrackingError
 from pipeline.tracking import JOURNAL, STATE, Tracker, connect, deliver, resolve_uri
@@ -497,7 +497,7 @@ def test_a_server_that_comes_and_goes_has_everything_once(
 
 
 def a_config(output_dir: Path, uri: str | None = None) -> config.RunConfig:
-    return config.parse(
+    return config_file.parse(
         {
             "name": "ants",
             "data": {"source": "digits"},

@@ -34,8 +34,12 @@ class _GivenSeed(keras.random.SeedGenerator):
         return tf.bitcast(tf.random.experimental.stateless_fold_in(self._seed, self._draws), tf.uint32)
 
 
-def augmentation(augment: Augment) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None:
+def augmentation(augment: Augment, image_shape: tuple[int, int, int]) -> Callable[..., tf.Tensor] | None:
     """The changes made to each picture by itself, or None where the config asks for none.
+
+    Args:
+        augment: the changes.
+        image_shape: (H, W, 3).
 
     Returns:
         A function of images, float32 [N, H, W, 3] in 0..255, and seeds, int32 [N, 2], giving images of the same
@@ -60,11 +64,18 @@ def augmentation(augment: Augment) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor
     def every(images: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(tf.map_fn(one, (images, seeds), fn_output_signature=tf.float32), images.shape)
 
-    return every
+    return _compiled(every, tf.TensorSpec([None, *image_shape]), tf.TensorSpec([None, 2], tf.int32))
 
 
-def mixture(augment: Augment) -> Callable[..., tuple[tf.Tensor, tf.Tensor]] | None:
+def mixture(
+    augment: Augment, image_shape: tuple[int, int, int], classes: int
+) -> Callable[..., tuple[tf.Tensor, tf.Tensor]] | None:
     """Mixup or CutMix of a batch with itself, or None where the config asks for neither.
+
+    Args:
+        augment: which of them.
+        image_shape: (H, W, 3).
+        classes: C.
 
     Returns:
         A function of images, float32 [N, H, W, 3], labels, float32 [N, C], one-hot, and a seed, int32 [2], giving
@@ -84,7 +95,8 @@ def mixture(augment: Augment) -> Callable[..., tuple[tf.Tensor, tf.Tensor]] | No
         mixed = layer({"images": images, "labels": labels}, training=True)
         return mixed["images"], mixed["labels"]
 
-    return mix
+    signature = tf.TensorSpec([None, *image_shape]), tf.TensorSpec([None, classes]), tf.TensorSpec([2], tf.int32)
+    return _compiled(mix, *signature)
 
 
 def random_resized_crop(image: tf.Tensor, seed: tf.Tensor, smallest_area: float) -> tf.Tensor:
@@ -104,6 +116,13 @@ def random_resized_crop(image: tf.Tensor, seed: tf.Tensor, smallest_area: float)
     top, left = draws[2] * (1.0 - height), draws[3] * (1.0 - width)
     box = tf.stack([top, left, top + height, left + width])
     return tf.image.crop_and_resize(image[tf.newaxis], box[tf.newaxis], [0], image.shape[:2])[0]
+
+
+def _compiled(function: Callable[..., Any], *signature: tf.TensorSpec) -> Callable[..., Any]:
+    """A function of a batch of any size. Compiled here and now: seeds are counted while it is, by one thread alone."""
+    compiled = tf.function(function, input_signature=signature)
+    compiled.get_concrete_function()
+    return compiled  # type: ignore[no-any-return]
 
 
 def _layers(augment: Augment) -> list[keras.Layer]:

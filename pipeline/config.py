@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Discriminator,
     Field,
@@ -43,7 +44,7 @@ class RandAugment(Strict):
 
 
 class Augment(Strict):
-    """Random changes to training pictures, drawn anew in each epoch. Evaluation and serving never see them."""
+    """Random changes to training pictures. Evaluation and serving never see them."""
 
     flip: Literal["none", "horizontal", "vertical", "both"] = "none"
     """Mirror each picture with probability one half per direction."""
@@ -59,6 +60,11 @@ class Augment(Strict):
     """Blend pairs of pictures and labels; the Beta distribution's parameter, e.g. 0.2."""
     cutmix: Annotated[float, Field(gt=0)] | None = None
     """Paste a patch of another picture, labels in proportion; the Beta distribution's parameter, e.g. 1.0."""
+
+    @property
+    def of_each(self) -> dict[str, Any]:
+        """What is asked for that changes a picture by itself: all but mixup and cutmix."""
+        return self.model_dump(mode="json", exclude_defaults=True, exclude={"mixup", "cutmix"})
 
     @model_validator(mode="after")
     def _one_mixture(self) -> Self:
@@ -99,6 +105,10 @@ class Data(Strict):
     VGG), the training split's mean image (as AlexNet), or nothing."""
     augment: Augment = Augment()
     """Random changes to training pictures."""
+    views: Annotated[int, Field(ge=1)] | None = None
+    """Each picture has this many views: the plain one, and views - 1 random augmentations that follow from the seed.
+    Each epoch draws one of them, and what frozen layers make of it is computed once and kept. Default: with augment,
+    every epoch augments anew, which leaves nothing to keep; without it, the plain picture."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class weighs the same in the loss, however many pictures it has."""
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -114,6 +124,14 @@ class Data(Strict):
                 raise ValueError(f"data.{key} belongs to source {owner} and has no effect with source {self.source}")
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction and test_fraction together leave nothing to train on")
+        if (self.views or 1) > 1 and not self.augment.of_each:
+            raise ValueError(
+                "views has no effect without data.augment's flip, crop_scale, rotation, color or rand_augment"
+            )
+        if self.views == 1 and self.augment.of_each:
+            raise ValueError(
+                "views: 1 is the plain picture alone, so data.augment would have no effect: set more views"
+            )
         if self.classes and len(set(self.classes)) < len(self.classes):
             raise ValueError("data.classes names a class twice")
         return self
@@ -355,9 +373,28 @@ class Phase(Strict):
 # ----------------------------------------------------------------------------------------------------------------- run
 
 
+class Cache(Strict):
+    """What frozen layers make of each picture is kept on disk, for later epochs and later runs."""
+
+    use: Literal["auto", "always", "off"] = "auto"
+    """auto: each phase reads activations from the store, or computes them on the fly where that takes less time or the
+    store would not hold them. always: wherever a phase can. off: never; nothing is read or written."""
+    dir: Text | None = None
+    """Where the store is. Default: activations in output_dir. Runs may share it, at the same time too. It needs a
+    file system of this machine's own."""
+    max_bytes: Annotated[ByteSize, Field(ge=1_000_000)] = ByteSize(20_000_000_000)
+    """How large the store may grow, in bytes or as 20GB. The least recently used goes first."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How activations are kept. float16 takes half the room, rounds to three digits, and ends at 65504."""
+
+
 class Export(Strict):
     dir: Text = "export"
     """The model is published as <dir>/<name>/<version>/, the layout TensorFlow Serving reads."""
+
+
+def _use_alone(value: Any) -> Any:
+    return {"use": value} if isinstance(value, str) else value
 
 
 class Tracking(Strict):
@@ -391,12 +428,21 @@ class RunConfig(Strict):
     """The layers on top."""
     phases: Annotated[list[Phase], Field(min_length=1)] = Field(default_factory=default_phases)
     """Stretches of training, in order. Default: the head at 5e-3, then the top 0.3 of the layers at 1e-4."""
+    cache: Annotated[
+        Cache, BeforeValidator(_use_alone, json_schema_input_type=Literal["auto", "always", "off"] | Cache)
+    ] = Cache()
+    """The store of activations. `off` is short for {use: off}."""
     export: Export = Export()
     """Where the model goes."""
     tracking: Tracking = Tracking()
     """Where MLflow is."""
     output_dir: Text = "runs"
     """Each run gets a folder <output_dir>/<name>/<time>/ with its reports, weights and records."""
+
+    @property
+    def cache_dir(self) -> str:
+        """Where the store of activations is."""
+        return self.cache.dir or f"{self.output_dir}/activations"
 
     @property
     def image_size(self) -> int:

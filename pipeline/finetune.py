@@ -4,6 +4,7 @@ Shape letters: N pictures, H height, W width, C classes.
 """
 
 import hashlib
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,11 +13,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline import augment, optimizers
+from pipeline import optimizers
 from pipeline.artifacts import Epoch
-from pipeline.config import Data, Phase, Plateau
+from pipeline.config import Phase, Plateau
 from pipeline.console import Console
 from pipeline.errors import GraftError
+from pipeline.feed import Feed, Pictures
 from pipeline.metrics import accuracy, log_loss, softmax
 from pipeline.model import Division, Network, divide
 from pipeline.splits import Split
@@ -25,10 +27,7 @@ from pipeline.splits import Split
 def finetune(
     network: Network,
     phases: list[Phase],
-    data: Data,
-    train: Split,
-    validation: Split,
-    seed: int,
+    pictures: Pictures,
     console: Console,
     on_epoch: Callable[[Epoch], None],
 ) -> list[Epoch]:
@@ -37,10 +36,7 @@ def finetune(
     Args:
         network: from `model.build`, built in the scope of the current `tf.distribute` strategy.
         phases: what to train, for how long, and how.
-        data: augmentation, class weights and batch size.
-        train: N pictures to learn from.
-        validation: pictures for schedules, early stopping and the curves.
-        seed: decides order and augmentation.
+        pictures: to learn from and to validate on, and how they are read.
         console: gets a bar per epoch.
         on_epoch: called with each epoch's record when it is complete.
 
@@ -56,9 +52,11 @@ def finetune(
         division = divide(network, phase)
         before = fingerprint(division.unchanging)
         console.say(f"phase {number + 1}/{len(phases)}: {_summary(phase, division, network)}")
-        for record in _train(division, phase, data, train, validation, (seed, number), console):
+        feed = Feed(pictures, division, number, phase.epochs, console)
+        for record in _train(division, phase, pictures, feed, console):
             history.append(replace(record, phase=number + 1, epoch=len(history) + 1))
             on_epoch(history[-1])
+        console.say(_account(number + 1, [epoch for epoch in history if epoch.phase == number + 1], feed))
         changed = [name for name, digest in fingerprint(division.unchanging).items() if before[name] != digest]
         if changed:
             raise AssertionError(f"frozen weights changed in phase {number + 1}: {', '.join(changed)}")
@@ -67,7 +65,9 @@ def finetune(
 
 def predict(model: keras.Model, split: Split, batch_size: int) -> np.ndarray:
     """A model's output, in inference mode, for each picture of a split in order: float32 [N, C] for logits."""
-    return _outputs(_compiled(model), split, batch_size)
+    forward = _compiled(model)
+    batches = split.stream(np.arange(len(split)), batch_size)
+    return np.concatenate([forward(tf.cast(images, tf.float32)).numpy() for _, images in batches])
 
 
 def fingerprint(variables: list[keras.Variable]) -> dict[str, str]:
@@ -85,16 +85,9 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _train(
-    division: Division,
-    phase: Phase,
-    data: Data,
-    train: Split,
-    validation: Split,
-    seed: tuple[int, int],
-    console: Console,
-) -> Iterator[Epoch]:
+def _train(division: Division, phase: Phase, pictures: Pictures, feed: Feed, console: Console) -> Iterator[Epoch]:
     """Trains one phase, yielding a record after each epoch, numbered within the phase."""
+    train, validation, data = pictures.train, pictures.validation, pictures.data
     trained = division.trained
     variables = trained.trainable_variables
     optimizer = optimizers.optimizer(
@@ -108,11 +101,10 @@ def _train(
     trained.compile(optimizer=optimizer)
     trained.stop_training = False
     callbacks = keras.callbacks.CallbackList(_callbacks(phase), model=trained, epochs=phase.epochs)
-    classes = trained.output_shape[-1]
+    classes = pictures.classes
     weights = class_weights(train.labels, classes) if data.class_weights == "balanced" else np.ones(classes, np.float32)
-    step = _compiled_step(division, optimizer, phase, weights, augment.mixture(data.augment))
-    draw = _epoch_of_batches(train, data, classes)
-    forward = _compiled(keras.Model(division.frozen.input, trained(division.frozen.output)))
+    step = _compiled_step(division, optimizer, phase, weights)
+    forward = _compiled(trained)
 
     callbacks.on_train_begin()
     for epoch in range(phase.epochs):
@@ -121,13 +113,13 @@ def _train(
             callbacks.on_epoch_begin(epoch)
             learning_rate = float(optimizer.learning_rate.numpy())
             totals = np.zeros(3)
-            for batch in draw(np.random.default_rng([*seed, epoch])):
+            for batch in feed.epoch(epoch):
                 sums = np.array([float(total) for total in step(*batch)])
                 totals += sums
                 advance(int(sums[2]))
             trained_for = time.perf_counter() - started
             callbacks.on_test_begin()
-            logits = _outputs(forward, validation, data.batch_size)
+            logits = np.concatenate([forward(features).numpy() for features in feed.validation()])
             callbacks.on_test_end()
             if not np.isfinite(logits).all():
                 raise GraftError(
@@ -160,7 +152,6 @@ def _compiled_step(
     optimizer: keras.optimizers.Optimizer,
     phase: Phase,
     weights: np.ndarray,
-    mix: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None,
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     """One training step over the current strategy's devices.
 
@@ -169,27 +160,21 @@ def _compiled_step(
         optimizer: built on the trained variables.
         phase: label smoothing and clipping.
         weights: float32 [C], of each class in the loss.
-        mix: mixup or CutMix.
 
     Returns:
-        A function of one batch, as `_epoch_of_batches` draws it, giving three sums over its pictures: of the loss, of
-        right answers, of pictures.
+        A function of one `feed.Batch` giving three sums over its pictures: of the loss, of right answers, of pictures.
     """
     distribution = tf.distribute.get_strategy()
     devices = distribution.num_replicas_in_sync
-    frozen, trained = division.frozen, division.trained
+    trained = division.trained
     variables = trained.trainable_variables
     spread = phase.label_smoothing / len(weights)
 
     def on_one_device(
-        images: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, seeds: tf.Tensor
+        features: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        if mix is not None:
-            images, labels = mix(images, labels, seeds[0])
         everywhere = tf.distribute.get_replica_context()
         pictures = everywhere.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(counts))
-        # Outside the tape: nothing below the cut needs a gradient.
-        features = frozen(images, training=False)
         with tf.GradientTape() as tape:
             logits = division.training_logits(features)
             targets = (labels * (1.0 - phase.label_smoothing) + spread) * weights
@@ -205,69 +190,21 @@ def _compiled_step(
         right = tf.cast(tf.argmax(labels, axis=-1) == tf.argmax(logits, axis=-1), tf.float32) * counts
         return tf.reduce_sum(losses), tf.reduce_sum(right), tf.reduce_sum(counts)
 
-    @tf.function(reduce_retracing=True)
     def step(*batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         sums = distribution.run(on_one_device, args=batch)
         return tuple(distribution.reduce(tf.distribute.ReduceOp.SUM, total, axis=None) for total in sums)
 
-    return step  # type: ignore[no-any-return]
+    if devices > 1:
+        return tf.function(step, reduce_retracing=True)  # type: ignore[no-any-return]
+    # Traced once, for batches of any size.
+    shapes = [trained.input_shape, trained.output_shape, [None]]
+    return tf.function(step, input_signature=[tf.TensorSpec(shape, tf.float32) for shape in shapes])  # type: ignore[no-any-return]
 
 
 def _compiled(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A model in inference mode, float32 [N, H, W, 3] to its output, traced once for all N."""
+    """A model in inference mode, traced once for all batch sizes."""
     signature = [tf.TensorSpec(model.input_shape, tf.float32)]
-    return tf.function(lambda images: model(images, training=False), input_signature=signature)  # type: ignore[no-any-return]
-
-
-def _outputs(forward: Callable[[tf.Tensor], tf.Tensor], split: Split, batch_size: int) -> np.ndarray:
-    batches = _read(split, np.arange(len(split.labels)), batch_size)
-    return np.concatenate([forward(tf.cast(images, tf.float32)).numpy() for (images,) in batches])
-
-
-def _epoch_of_batches(train: Split, data: Data, classes: int) -> Callable[[np.random.Generator], tf.data.Dataset]:
-    """Draws epochs of training batches, in an order that follows from the random generator alone.
-
-    How a picture is changed follows from its content and from one number drawn for the epoch, not from its place in
-    the order.
-
-    Returns:
-        A function from a generator to a distributed dataset of (images float32 [N, H, W, 3] in 0..255, labels float32
-        [N, C] one-hot, counts float32 [N], seeds int32 [N, 2]). A count is 1, or 0 for a picture that only fills the
-        last batch up to one for each device.
-    """
-    change = augment.augmentation(data.augment)
-    strategy = tf.distribute.get_strategy()
-    contents = np.array([int(digest[:8], 16) & 0x7FFFFFFF for digest in train.digests], np.int32)
-
-    def finish(images: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        images = tf.cast(images, tf.float32)
-        if change is not None:
-            images = change(images, seeds)
-        return images, tf.one_hot(labels, classes), counts, seeds
-
-    def draw(random: np.random.Generator) -> tf.data.Dataset:
-        order = random.permutation(len(train.labels))
-        filled = np.resize(order, len(order) + -len(order) % strategy.num_replicas_in_sync)
-        counts = (np.arange(len(filled)) < len(order)).astype(np.float32)
-        view = np.full(len(filled), random.integers(np.iinfo(np.int32).max), np.int32)
-        seeds = np.stack([contents[filled], view], axis=1)
-        batches = _read(train, filled, data.batch_size, train.labels[filled], counts, seeds)
-        batches = batches.map(finish, tf.data.AUTOTUNE, deterministic=True)
-        return strategy.experimental_distribute_dataset(batches.prefetch(2))
-
-    return draw
-
-
-def _read(split: Split, rows: np.ndarray, batch_size: int, *more: np.ndarray) -> tf.data.Dataset:
-    """Batches of (images uint8 [N, H, W, 3], more...) read from the pixel store in parallel."""
-
-    def read(rows: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        images = tf.numpy_function(split.images, [rows], tf.uint8)
-        images.set_shape([None, *split.image_shape])
-        return images, *rest
-
-    batches = tf.data.Dataset.from_tensor_slices((rows.astype(np.int64), *more)).batch(batch_size)
-    return batches.map(read, tf.data.AUTOTUNE, deterministic=True)
+    return tf.function(lambda inputs: model(inputs, training=False), input_signature=signature)  # type: ignore[no-any-return]
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -307,6 +244,13 @@ def _summary(phase: Phase, division: Division, network: Network) -> str:
     training = _count(division.trained.trainable_variables)
     frozen = _count(division.unchanging) - _count(network.normalise.variables)
     return f"{training:,} weights train, {frozen:,} are frozen; {phase.optimizer.name} at {phase.learning_rate:g}"
+
+
+def _account(phase: int, epochs: list[Epoch], feed: Feed) -> str:
+    """One line on what a phase cost."""
+    rate = statistics.median(epoch.images_per_second for epoch in epochs)
+    parts = [f"{sum(epoch.seconds for epoch in epochs):.1f} s, {rate:,.0f} images/s", feed.account()]
+    return f"  phase {phase}: " + "; ".join(part for part in parts if part)
 
 
 def _count(variables: list[keras.Variable]) -> int:

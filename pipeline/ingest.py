@@ -1,37 +1,54 @@
-"""Encoded pictures to splits of pixels: one pass that reads, judges, decodes and stores every picture.
+"""Encoded pictures to splits: one pass that reads and judges every picture, and decodes those not known to be good.
 
 Shape letters: N pictures, H height, W width.
 """
 
 import csv
 import hashlib
-import os
 import shutil
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from pipeline.config import Data
 from pipeline.console import Console
+from pipeline.decoded import WORKERS, Decoded, PixelFile, pixel_settings
 from pipeline.errors import DataError
+from pipeline.parallel import in_order
 from pipeline.pixels import BadImage, PixelSpec, decode
 from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName, listed
 from pipeline.splits import Quarantined, Split, Splits
 
-PIXELS = "pixels.u8"
 
-_BATCH = 256  # Pictures that are in memory at once while a mean is taken.
+class Known(Protocol):
+    """What earlier runs found out about pictures. A picture is the 32 bytes of its encoded bytes' SHA-256 digest."""
+
+    def decodable(self, pixels: str, picture: bytes) -> bool:
+        """Whether a picture is known to decode with these settings, a `pixel_settings`. Called from many threads."""
+
+    def add_decodable(self, pixels: str, pictures: Iterable[bytes]) -> None:
+        """Keeps for later runs that these pictures decode."""
 
 
-def ingest(data: Data, source: Source, spec: PixelSpec, store: Path, quarantine_file: Path, console: Console) -> Splits:
-    """Reads, judges and decodes every picture once, and splits them.
+def ingest(
+    data: Data,
+    source: Source,
+    spec: PixelSpec,
+    store: Path,
+    quarantine_file: Path,
+    known: Known | None,
+    console: Console,
+) -> Splits:
+    """Reads and judges every picture once, and splits them.
+
+    A picture that is known to decode is not decoded now, but when its pixels are first needed.
 
     Splits are decided by a hash of each picture's encoded bytes: see `split_of`.
 
@@ -39,9 +56,9 @@ def ingest(data: Data, source: Source, spec: PixelSpec, store: Path, quarantine_
         data: what is allowed to be wrong, and the splits' shares.
         source: the pictures.
         spec: how they become pixels.
-        store: a folder, made if need be, that gets the pixels: a file of N H W 3 bytes, which must stay as long as the
-            splits are used.
+        store: a folder, made if need be, whose disk gets the pixels: up to N H W 3 bytes.
         quarantine_file: gets the list of what is left out and why, also where that is too much to go on.
+        known: what earlier runs found out, and where to keep what this one does; None to decode every picture now.
         console: gets a bar with images/s, and a warning where pictures are left out.
 
     Raises:
@@ -51,7 +68,13 @@ def ingest(data: Data, source: Source, spec: PixelSpec, store: Path, quarantine_
     store.mkdir(parents=True, exist_ok=True)
     if source.size is not None:
         _check_space(source.size, spec, store)
-    pictures = _without_contradictions(_read(source, spec, store / PIXELS, console))
+    file = PixelFile(store, spec)
+    read = _read(source, spec, file, known, console)
+    if known is not None:
+        known.add_decodable(
+            pixel_settings(spec), [bytes.fromhex(picture.digest) for picture in read if picture.decoded]
+        )
+    pictures = _without_contradictions(read)
     good = [picture for picture in pictures if picture.reason is None]
     quarantine = tuple(Quarantined(picture.name, picture.reason) for picture in pictures if picture.reason is not None)
     write_quarantine(quarantine_file, quarantine)
@@ -62,8 +85,9 @@ def ingest(data: Data, source: Source, spec: PixelSpec, store: Path, quarantine_
     brings = {picture.given for picture in pictures if picture.given is not None}
     given = _most_held_out(good)
     places = [split_of(picture.digest, given[picture.digest], brings, data) for picture in good]
-    pixels = np.memmap(store / PIXELS, np.uint8, "r", shape=(len(pictures), spec.height, spec.width, 3))
-    splits = {name: _split(name, good, places, source.classes, np.asarray(pixels)) for name in SPLIT_NAMES}
+    decoded = np.array([picture.decoded for picture in pictures], bool)
+    pixels = Decoded(file, source, spec, [picture.digest for picture in pictures], decoded)
+    splits = {name: _split(name, good, places, source.classes, pixels) for name in SPLIT_NAMES}
     notes = source.notes + _copies(good, given) + _check_splits(splits, source.classes)
     digest = _digest(splits, source.classes)
     return Splits(source.classes, **splits, quarantine=quarantine, notes=notes, digest=digest, source=source)
@@ -143,60 +167,46 @@ class _Picture:
     digest: str = ""
     reason: str | None = None
     """Why it is left out; None if it is good."""
+    decoded: bool = False
+    """Whether its pixels are in the file."""
 
 
-_Judged = tuple[_Picture, np.ndarray | None]
+def _read(source: Source, spec: PixelSpec, file: PixelFile, known: Known | None, console: Console) -> list[_Picture]:
+    """Judges every picture and writes the pixels of those it decodes, each at its position."""
+    settings = pixel_settings(spec)
 
+    def judge(numbered: tuple[int, Example]) -> _Picture:
+        position, example = numbered
+        picture = _Picture(position, example.name, example.label, example.split)
+        try:
+            encoded = example.read()
+        except OSError as error:
+            return replace(picture, reason=f"cannot be read: {error.strerror or error}")
+        digest = hashlib.sha256(encoded)
+        picture = replace(picture, digest=digest.hexdigest())
+        if known is not None and known.decodable(settings, digest.digest()):
+            return picture
+        try:
+            pixels = decode(encoded, spec)
+        except BadImage as error:
+            return replace(picture, reason=str(error))
+        file.write(position, pixels)
+        return replace(picture, decoded=True)
 
-def _read(source: Source, spec: PixelSpec, file: Path, console: Console) -> list[_Picture]:
-    """Judges every picture and writes the pixels of the good ones, in the order of the source; bad ones leave gaps."""
-    workers = os.cpu_count() or 1
     pictures: list[_Picture] = []
+    skipped = 0
     start = time.monotonic()
     with (
-        file.open("wb") as store,
-        ThreadPoolExecutor(workers) as pool,
         console.bar("reading pictures", source.size) as advance,
+        ThreadPoolExecutor(WORKERS) as pool,
+        closing(in_order(pool, judge, enumerate(source.examples()), window=4 * WORKERS)) as judged,
     ):
-        judged = _in_order(pool, partial(_judge, spec=spec), enumerate(source.examples()), window=4 * workers)
-        for picture, pixels in judged:
+        for picture in judged:
             pictures.append(picture)
-            store.seek(picture.position * spec.height * spec.width * 3)
-            if pixels is not None:
-                store.write(pixels.tobytes())
-            advance(1, f"{len(pictures) / (time.monotonic() - start):.0f} images/s")
-        store.truncate(len(pictures) * spec.height * spec.width * 3)
+            skipped += picture.reason is None and not picture.decoded
+            note = f"{len(pictures) / (time.monotonic() - start):,.0f} images/s"
+            advance(1, f"{note}, {skipped:,} of {len(pictures):,} known" if skipped else note)
     return pictures
-
-
-def _judge(numbered: tuple[int, Example], spec: PixelSpec) -> _Judged:
-    position, example = numbered
-    picture = _Picture(position, example.name, example.label, example.split)
-    try:
-        encoded = example.read()
-    except OSError as error:
-        return replace(picture, reason=f"cannot be read: {error.strerror or error}"), None
-    picture = replace(picture, digest=hashlib.sha256(encoded).hexdigest())
-    try:
-        return picture, decode(encoded, spec)
-    except BadImage as error:
-        return replace(picture, reason=str(error)), None
-
-
-def _in_order(
-    pool: ThreadPoolExecutor,
-    work: Callable[[tuple[int, Example]], _Judged],
-    items: Iterable[tuple[int, Example]],
-    window: int,
-) -> Iterator[_Judged]:
-    """`map` in a pool, in order, with at most `window` items taken ahead: memory does not grow with the data."""
-    ahead: deque[Future[_Judged]] = deque()
-    for item in items:
-        ahead.append(pool.submit(work, item))
-        if len(ahead) == window:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
 
 
 def _check_space(count: int, spec: PixelSpec, store: Path) -> None:
@@ -269,7 +279,7 @@ def _copies(good: list[_Picture], given: dict[str, SplitName | None]) -> tuple[s
 
 
 def _split(
-    name: SplitName, good: list[_Picture], places: list[SplitName], classes: tuple[str, ...], store: np.ndarray
+    name: SplitName, good: list[_Picture], places: list[SplitName], classes: tuple[str, ...], pixels: Decoded
 ) -> Split:
     number = {label: i for i, label in enumerate(classes)}
     mine = [picture for picture, place in zip(good, places, strict=True) if place == name]
@@ -279,7 +289,7 @@ def _split(
         tuple(picture.name for picture in mine),
         tuple(picture.digest for picture in mine),
         np.array([picture.position for picture in mine], np.int64),
-        store,
+        pixels,
     )
 
 
@@ -318,9 +328,8 @@ def _digest(splits: dict[SplitName, Split], classes: tuple[str, ...]) -> str:
 def _mean(split: Split) -> np.ndarray:
     """float64 [H, W, 3]."""
     total = np.zeros(split.image_shape)
-    for start in range(0, len(split), _BATCH):
-        rows = np.arange(start, min(start + _BATCH, len(split)))
-        total += split.images(rows).sum(axis=0, dtype=np.float64)
+    for _, images in split.stream(np.arange(len(split))):
+        total += images.sum(axis=0, dtype=np.float64)
     return total / len(split)
 
 

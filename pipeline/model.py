@@ -35,13 +35,15 @@ class Network:
     Attributes:
         normalise: pixels to what the backbone expects.
         backbone: normalised pixels to feature maps or features.
+        pool: feature maps to features [N, D]; it has no weights.
         head: features to logits.
-        model: all three: float32 [N, H, W, 3] in 0..255 to float32 [N, C].
+        model: all four: float32 [N, H, W, 3] in 0..255 to float32 [N, C].
         block_end: where the backbone's blocks end, from its row of the table.
     """
 
     normalise: Normalise
     backbone: keras.Model
+    pool: keras.Layer
     head: keras.Model
     model: keras.Model
     block_end: str
@@ -52,8 +54,11 @@ class Division:
     """A network divided for one phase. `trained(frozen(pixels))` are the logits.
 
     Attributes:
-        frozen: normalisation and the backbone's layers below the cut; always in inference mode.
-        tail: the backbone's layers above the cut.
+        cut: the layer of the backbone, and the pooling where that is frozen too, whose output is the frozen part's;
+            None where only normalisation is frozen.
+        frozen: normalisation and the layers below the cut; always in inference mode, so that what it gives for a
+            picture does not depend on the pictures beside it.
+        tail: the layers between the cut and the head.
         head: as the network's.
         trained: tail and head in one.
         tail_trains_as_from_scratch: whether the tail's batch normalisation and dropout are in training mode.
@@ -62,6 +67,7 @@ class Division:
             1 for the head, `layer_decay` once more for each block below it.
     """
 
+    cut: str | None
     frozen: keras.Model
     tail: keras.Model
     head: keras.Model
@@ -92,9 +98,12 @@ def build(backbone: keras.Model, row: Backbone, mean: np.ndarray | None, head: H
     height, width = backbone.input_shape[1:3]
     pixels = keras.Input((height, width, 3), name="pixels")
     normalise = Normalise(row.contract, mean)
-    top = _head(backbone.output_shape[1:], head, classes)
-    logits = top(backbone(normalise(pixels)))
-    return Network(normalise, backbone, top, keras.Model(pixels, logits, name="graft"), row.block_end)
+    # Flattening leaves features that are a vector already as they are.
+    pooling = head.pooling if len(backbone.output_shape) > 2 else "flatten"
+    pool = _POOLINGS[pooling](name=f"{pooling}_pool")
+    features = pool(backbone(normalise(pixels)))
+    top = _head(features.shape[-1], head, classes)
+    return Network(normalise, backbone, pool, top, keras.Model(pixels, top(features), name="graft"), row.block_end)
 
 
 def check_phases(backbone: keras.Model, row: Backbone, phases: list[Phase]) -> None:
@@ -112,19 +121,26 @@ def divide(network: Network, phase: Phase) -> Division:
     names = unfrozen(network.backbone, network.block_end, phase.unfreeze)
     for layer in network.backbone.layers:
         layer.trainable = layer.name in set(names)
-    trunk, tail = split(network.backbone, cut_below(network.backbone, names))
+    cut = cut_below(network.backbone, names)
+    trunk, upper = split(network.backbone, cut)
 
     pixels = keras.Input(network.model.input_shape[1:], name="pixels")
-    normalised = network.normalise(pixels)
-    frozen = keras.Model(pixels, normalised if trunk is None else trunk(normalised), name="frozen")
+    below = network.normalise(pixels)
+    if trunk is not None:
+        below = trunk(below)
+    if not names:  # Pooling has nothing to learn: with the whole backbone frozen, it is frozen too.
+        cut, below = f"{cut}, {network.pool.name}", network.pool(below)
+    frozen = keras.Model(pixels, below, name="frozen")
 
     features = keras.Input(frozen.output_shape[1:], name="features")
+    tail = keras.Model(features, network.pool(upper(features)) if names else features, name="tail")
     trained = keras.Model(features, network.head(tail(features)), name="trained")
 
     may_change = {id(variable) for variable in network.backbone.trainable_variables}
     if phase.backbone_mode == "training":
         may_change |= {id(v) for name in names for v in network.backbone.get_layer(name).variables}
     return Division(
+        cut=cut,
         frozen=frozen,
         tail=tail,
         head=network.head,
@@ -135,10 +151,8 @@ def divide(network: Network, phase: Phase) -> Division:
     )
 
 
-def _head(feature_shape: tuple[int, ...], head: Head, classes: int) -> keras.Model:
-    features = x = keras.Input(feature_shape, name="features")
-    if len(feature_shape) > 1:
-        x = _POOLINGS[head.pooling](name="pool")(x)
+def _head(width: int, head: Head, classes: int) -> keras.Model:
+    features = x = keras.Input((width,), name="features")
 
     def dense(units: int, name: str) -> keras.layers.Dense:
         return keras.layers.Dense(

@@ -139,3 +139,45 @@ _FROM_SCRATCH = Suggestion(
     augment=Augment(flip="horizontal", crop_scale=0.5, color=0.2),
     reason="There are no pretrained weights, so every layer learns from scratch, at a much higher learning rate.",
 )
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Whether to keep activations, and why.
+
+    Attributes:
+        worth_it: whether they fit, and reading one is quicker than computing it.
+        arithmetic: how that was found, in one line for the user.
+    """
+
+    worth_it: bool
+    arithmetic: str
+
+
+def keeping(
+    entries: int, missing: int, uses: int, size: int, room: int, store_seconds: float, forward_seconds: float
+) -> Keeping:
+    """Whether a phase reads activations from the store or computes them on the fly.
+
+    Each missing one is computed once either way. Kept, it costs a write and its reads; it has paid for itself when it
+    is used once more, in this phase or a later run, if the store is quicker than the layers.
+
+    Args:
+        entries: how many activations the phase needs.
+        missing: how many of them are not in the store.
+        uses: how often the phase reads one.
+        size: of one, in bytes.
+        room: what the store can hold, in bytes.
+        store_seconds: writing and reading one.
+        forward_seconds: computing one.
+    """
+    fits, quicker = entries * size <= room, store_seconds < forward_seconds
+    kept = missing * forward_seconds + uses * store_seconds
+    why = "kept" if fits and quicker else "on the fly: " + ("the store is slower" if fits else "no room for them")
+    return Keeping(
+        fits and quicker,
+        f"{entries:,} activations of {size / 1e3:,.1f} kB are {entries * size / 1e6:,.0f} MB, there is room for "
+        f"{room / 1e6:,.0f} MB; computing one takes {forward_seconds * 1e3:.2f} ms, writing and reading it "
+        f"{store_seconds * 1e3:.2f} ms; {missing:,} to compute and {uses:,} to read take {kept:.1f} s, on the fly "
+        f"{uses * forward_seconds:.1f} s: {why}",
+    )

@@ -7,10 +7,12 @@ import keras
 import tensorflow as tf
 
 from pipeline import evaluate, export, finetune, ingest, model
+from pipeline.activations import opened
 from pipeline.artifacts import RunRecord
 from pipeline.backbones import BACKBONES, weights
 from pipeline.config import RunConfig
 from pipeline.console import Console
+from pipeline.feed import Pictures
 from pipeline.pixels import PixelSpec
 from pipeline.recording import recorded
 from pipeline.sources import open_source
@@ -34,16 +36,15 @@ def run(config: RunConfig, console: Console) -> RunRecord:
         backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
         model.check_phases(backbone, row, config.phases)
 
-        with recorded(config, console) as recording:
+        with opened(config.cache, Path(config.cache_dir), console) as store, recorded(config, console) as recording:
             with recording.stage("ingest"):
-                splits = ingest.ingest(data, source, spec, recording.scratch, recording.quarantine, console)
+                splits = ingest.ingest(data, source, spec, recording.scratch, recording.quarantine, store, console)
                 mean = ingest.mean_to_subtract(data.mean_subtraction, splits.train)
                 recording.data(splits, mean)
             with recording.stage("train"):
                 network = model.build(backbone, row, mean, config.head, len(splits.classes))
-                finetune.finetune(
-                    network, config.phases, data, splits.train, splits.validation, config.seed, console, recording.epoch
-                )
+                pictures = Pictures.of(config, splits, spec, store)
+                finetune.finetune(network, config.phases, pictures, console, recording.epoch)
                 recording.network(network)
             with recording.stage("evaluate"):
                 validation_logits = finetune.predict(network.model, splits.validation, data.batch_size)

@@ -1,16 +1,16 @@
-"""A run's pictures, decoded and divided: what `ingest` makes and every later stage reads.
+"""A run's pictures, divided: what `ingest` makes and every later stage reads.
 
 Shape letters: N pictures, H height, W width.
 """
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.errors import DataError
-from pipeline.sources.base import Example, Source, SplitName
+from pipeline.decoded import Decoded, examples_at, unchanged
+from pipeline.sources.base import Source, SplitName
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Split:
         labels: int32 [N], indices into the run's classes.
         names: N names, as the source gives them.
         digests: N SHA-256 hex digests of the encoded bytes.
-        positions: int64 [N], ascending: each picture's number among the source's examples, and row of the store.
-        store: uint8 [rows, H, W, 3], memory-mapped; the pixels of all splits.
+        positions: int64 [N], ascending: each picture's number among the source's examples.
+        pixels: of all the source's pictures, by position; those of all splits.
     """
 
     name: SplitName
@@ -39,7 +39,7 @@ class Split:
     names: tuple[str, ...]
     digests: tuple[str, ...]
     positions: np.ndarray = field(repr=False)
-    store: np.ndarray = field(repr=False)
+    pixels: Decoded = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,13 +47,48 @@ class Split:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, 3)."""
-        _, height, width, channels = self.store.shape
+        _, height, width, channels = self.pixels.shape
         return height, width, channels
 
+    @property
+    def contents(self) -> np.ndarray:
+        """int32 [N]: a number from each picture's digest, to seed what is random about it."""
+        return np.array([int(digest[:8], 16) & 0x7FFFFFFF for digest in self.digests], np.int32)
+
     def images(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [n, H, W, 3] in 0..255, RGB, of pictures int [n] in 0..N-1. May be called from several threads."""
-        images: np.ndarray = self.store[self.positions[rows]]
-        return images
+        """Pixels at random: uint8 [n, H, W, 3] in 0..255, RGB, of pictures int [n] in 0..N-1.
+
+        May be called from several threads. Where one of those pictures is not decoded yet, the whole split is first.
+
+        Raises:
+            DataError: as `load`.
+        """
+        return self.pixels.read(self.positions[rows], self.positions)
+
+    def load(self) -> None:
+        """Decodes what is not decoded yet.
+
+        Raises:
+            DataError: a picture is gone, is no longer what it was, or cannot be decoded.
+        """
+        self.pixels.load(self.positions)
+
+    def stream(self, rows: np.ndarray, batch_size: int = 32) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        """Pixels in order, in batches; the next batch is decoded, where need be, while the caller uses this one.
+
+        Args:
+            rows: int [n] in 0..N-1, ascending.
+            batch_size: how many pictures come at once; the last batch may have fewer.
+
+        Yields:
+            Rows, int [n], and their pixels, uint8 [n, H, W, 3] in 0..255, RGB.
+
+        Raises:
+            DataError: as `load`.
+        """
+        with closing(self.pixels.stream(self.positions[rows], batch_size)) as batches:
+            for positions, images in batches:
+                yield np.searchsorted(self.positions, positions), images
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,32 +131,5 @@ class Splits:
         Raises:
             DataError: a picture is gone or is no longer what it was.
         """
-        positions = split.positions[rows]
-        assert np.all(np.diff(positions) > 0), "rows must ascend"
-        wanted = dict(zip(positions.tolist(), np.asarray(rows).tolist(), strict=True))
-        for position, example in enumerate(self.source.examples()):
-            if not wanted:
-                return
-            row = wanted.pop(position, None)
-            if row is not None:
-                yield _unchanged(example, split.digests[row])
-        if wanted:
-            raise DataError(
-                f"{len(wanted)} pictures of the {split.name} split, such as {split.names[min(wanted.values())]}, are "
-                "gone since the run began. Run again, and leave the data as it is until the run has ended."
-            )
-
-
-def _unchanged(example: Example, digest: str) -> bytes:
-    try:
-        encoded = example.read()
-    except OSError as error:
-        problem = f"can no longer be read ({error.strerror or error})"
-    else:
-        if hashlib.sha256(encoded).hexdigest() == digest:
-            return encoded
-        problem = "has changed"
-    raise DataError(
-        f"The picture {example.name} {problem} since the run began. Run again, and leave the data as it is until the "
-        "run has ended."
-    )
+        for row, example in zip(rows, examples_at(self.source, split.positions[rows]), strict=True):
+            yield unchanged(example, split.digests[row])

@@ -6,13 +6,33 @@ import numpy as np
 
 from pipeline import model
 from pipeline.backbones import BACKBONES, weights
-from pipeline.config import BackboneConfig, Data, Head, Phase
+from pipeline.config import BackboneConfig, Cache, Data, Head, Phase
 from pipeline.console import Console
+from pipeline.feed import Pictures
 from pipeline.run import reproducible
 from pipeline.splits import Split
 
 QUIET = Console(quiet=True)
 SIZE = 32
+
+
+class InMemory:
+    """Pixels in memory, uint8 [N, H, W, 3], in place of `Decoded`."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+        self.shape = pixels.shape
+
+    def load(self, positions):
+        pass
+
+    def read(self, positions, group):
+        return self.pixels[positions]
+
+    def stream(self, positions, batch_size=32):
+        for start in range(0, len(positions), batch_size):
+            batch = positions[start : start + batch_size]
+            yield batch, self.pixels[batch]
 
 
 def split(count=24, classes=3, seed=0, size=SIZE, name="train"):
@@ -23,7 +43,15 @@ def split(count=24, classes=3, seed=0, size=SIZE, name="train"):
     pixels[np.arange(count), :, :, labels] += 100
     names = tuple(f"{i}.png" for i in range(count))
     digests = tuple(hashlib.sha256(picture.tobytes()).hexdigest() for picture in pixels)
-    return Split(name, labels, names, digests, np.arange(count), pixels)
+    return Split(name, labels, names, digests, np.arange(count), InMemory(pixels))
+
+
+def pictures(train=None, validation=None, data_=None, cache=None, store=None, seed=0, settings=None):
+    """What training reads; activations are computed on the fly unless there is a store."""
+    return Pictures(
+        train or split(), validation or split(12, seed=1, name="validation"), 3, data_ or data(),
+        cache or Cache(use="auto" if store else "off"), store, settings or {}, seed,
+    )  # fmt: skip
 
 
 def network(name="mobilenet", options=None, head=None, classes=3, seed=0, size=SIZE):

@@ -21,7 +21,7 @@ EVERY = [
 
 @pytest.mark.parametrize("asked", EVERY, ids=lambda asked: str(asked.model_dump(exclude_defaults=True)))
 def test_a_picture_changes_by_its_seed_alone(asked):
-    change = tf.function(augment.augmentation(asked))
+    change = augment.augmentation(asked, (48, 48, 3))
     changed = change(IMAGES, SEEDS).numpy()
     assert changed.shape == IMAGES.shape
     assert changed.min() >= 0
@@ -33,8 +33,8 @@ def test_a_picture_changes_by_its_seed_alone(asked):
 
 
 def test_nothing_asked_is_nothing_done():
-    assert augment.augmentation(Augment()) is None
-    assert augment.mixture(Augment()) is None
+    assert augment.augmentation(Augment(), (48, 48, 3)) is None
+    assert augment.mixture(Augment(), (48, 48, 3), 3) is None
 
 
 def test_the_whole_picture_is_a_crop_of_itself():
@@ -58,7 +58,7 @@ def test_a_crop_keeps_at_least_the_share_that_is_asked_for():
 @pytest.mark.parametrize("asked", [Augment(mixup=0.5), Augment(cutmix=1.0)])
 def test_mixtures_keep_the_labels_sum_and_repeat_with_the_seed(asked):
     labels = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
-    mix = tf.function(augment.mixture(asked))
+    mix = augment.mixture(asked, (48, 48, 3), 3)
     images, mixed = mix(IMAGES, labels, tf.constant([3, 4]))
     again, _ = mix(IMAGES, labels, tf.constant([3, 4]))
     other, _ = mix(IMAGES, labels, tf.constant([5, 6]))

@@ -14,13 +14,11 @@ from pipeline import finetune
 from pipeline.config import SGD, Augment, Blocks, EarlyStopping, From, Head, Plateau, RandAugment
 from pipeline.errors import GraftError
 from pipeline.metrics import accuracy, softmax
-from tests.networks import QUIET, data, network, phase, same, split, values
+from tests.networks import QUIET, data, network, phase, pictures, same, split, values
 
 
-def train(net, *phases, data_=None, seed=0, on_epoch=lambda _: None, train_=None, validation=None):
-    train_ = train_ or split()
-    validation = validation or split(12, seed=1, name="validation")
-    return finetune.finetune(net, list(phases), data_ or data(), train_, validation, seed, QUIET, on_epoch)
+def train(net, *phases, on_epoch=lambda _: None, train_=None, validation=None, data_=None, seed=0):
+    return finetune.finetune(net, list(phases), pictures(train_, validation, data_, seed=seed), QUIET, on_epoch)
 
 
 def batch_norms(net):

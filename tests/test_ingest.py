@@ -1,12 +1,13 @@
 """From a source to splits of pixels, on folders that the tests plant and on real photographs."""
 
 import csv
+import hashlib
 import io
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,10 @@ from PIL import Image
 
 from pipeline.config import Data
 from pipeline.console import Advance, Console
+from pipeline.decoded import pixel_settings
 from pipeline.errors import DataError
 from pipeline.ingest import (
+    Known,
     channel_mean,
     ingest,
     mean_image,
@@ -47,6 +50,7 @@ class Listening(Console):
         self.warnings: list[str] = []
         self.steps = 0
         self.total: int | None = None
+        self.note = ""
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -57,9 +61,24 @@ class Listening(Console):
 
         def advance(steps: int = 1, note: str = "") -> None:
             self.steps += steps
-            assert note.endswith("images/s")
+            self.note = note
 
         yield advance
+
+
+class Remembered:
+    """Known pictures in memory, and what was added each time."""
+
+    def __init__(self, *known: bytes) -> None:
+        self.known = {(pixel_settings(SPEC), hashlib.sha256(content).digest()) for content in known}
+        self.added: list[list[bytes]] = []
+
+    def decodable(self, pixels: str, picture: bytes) -> bool:
+        return (pixels, picture) in self.known
+
+    def add_decodable(self, pixels: str, pictures: Iterable[bytes]) -> None:
+        self.added.append(list(pictures))
+        self.known |= {(pixels, picture) for picture in self.added[-1]}
 
 
 def picture(*seed: int) -> bytes:
@@ -90,11 +109,15 @@ def run(tmp_path: Path) -> Callable[..., Splits]:
     """Ingests a folder, or a source that is given."""
 
     def run(
-        path: Path | None = None, source: Source | None = None, console: Console | None = None, **settings: Any
+        path: Path | None = None,
+        source: Source | None = None,
+        console: Console | None = None,
+        known: Known | None = None,
+        **settings: Any,
     ) -> Splits:
         data = Data(source="folder", path=str(path or tmp_path / "data"), **settings)
         store, quarantine = tmp_path / "scratch", tmp_path / "quarantine.csv"
-        return ingest(data, source or open_source(data), SPEC, store, quarantine, console or Console(quiet=True))
+        return ingest(data, source or open_source(data), SPEC, store, quarantine, known, console or Console(quiet=True))
 
     return run
 
@@ -302,7 +325,7 @@ def test_every_defect_is_handled_or_quarantined_with_its_reason(tmp_path: Path, 
     console = Listening()
     data = Data(source="folder", path=str(tmp_path / "data"))
     source, list_file = open_source(data), tmp_path / "quarantine.csv"
-    splits = ingest(data, source, replace(SPEC, max_megapixels=2.0), tmp_path / "scratch", list_file, console)
+    splits = ingest(data, source, replace(SPEC, max_megapixels=2.0), tmp_path / "scratch", list_file, None, console)
 
     reasons = {item.name: item.reason for item in splits.quarantine}
     assert reasons.keys() == bad.keys() | {"bees/gone.jpg"}
@@ -315,6 +338,7 @@ def test_every_defect_is_handled_or_quarantined_with_its_reason(tmp_path: Path, 
         "bees (2); animated: 2 frames (1); 4 other reasons."
     ]
     assert console.steps == console.total == 116
+    assert console.note.endswith(" images/s")
 
 
 def test_what_is_in_between_does_not_shift_what_comes_after(tmp_path: Path, run: Callable[..., Splits]) -> None:
@@ -452,8 +476,84 @@ def test_pictures_that_change_while_a_run_goes_on_are_noticed(tmp_path: Path, ru
 def test_a_source_that_ends_early_the_second_time_is_noticed(run: Callable[..., Splits]) -> None:
     splits = run(source=counted(100, None))
     shorter = replace(splits, source=counted(10, None))
-    with pytest.raises(DataError, match=r"pictures of the train split, such as made/\d+, are gone"):
+    with pytest.raises(DataError, match=r"gone since the run began: the data ends before number \d+\."):
         list(shorter.encoded(splits.train, np.arange(len(splits.train))))
+
+
+# ---------------------------------------------------------------------------------------------- pictures that are known
+
+
+def test_a_picture_that_is_known_is_not_decoded_before_somebody_needs_it(
+    tmp_path: Path, run: Callable[..., Splits]
+) -> None:
+    plant(tmp_path / "data", class_folders(40) | {"ants/words": b"words", "bees/other words": b"other words"})
+    known = Remembered(b"words")
+    splits = run(known=known, max_bad_fraction=0.5)
+    assert [item.name for item in splits.quarantine] == ["bees/other words"]
+    (split,) = (split for split in splits.all if "ants/words" in split.names)
+    asked = np.array([split.names.index("ants/words")])
+    message = (
+        r"ants/words cannot be decoded \(not a JPEG, PNG or WebP picture\), although it could be in an earlier run"
+    )
+    for load in (lambda: split.images(asked), split.load, lambda: list(split.stream(asked))):
+        with pytest.raises(DataError, match=message):
+            load()
+
+
+def test_known_or_not_splits_and_pixels_are_the_same(tmp_path: Path, run: Callable[..., Splits]) -> None:
+    files = class_folders(60)
+    plant(tmp_path / "data", files)
+    some = Remembered(*list(files.values())[::3])
+    console = Listening()
+    every, first, second = run(), run(known=some), run(known=some, console=console)
+    assert console.note.endswith(" images/s, 120 of 120 known")
+    assert not second.train.pixels.present.any()
+    assert every.digest == first.digest == second.digest
+    for splits in zip(every.all, first.all, second.all, strict=True):
+        rows = np.arange(len(splits[0]))[::-1]
+        images, *others = (split.images(rows) for split in splits)
+        assert all((images == other).all() for other in others)
+    assert (channel_mean(every.train) == channel_mean(run(known=some).train)).all()
+
+
+def test_what_was_decoded_is_known_afterwards(tmp_path: Path, run: Callable[..., Splits]) -> None:
+    files = class_folders(40) | {"ants/empty": b"", "bees/twice": picture(0, 0)}
+    plant(tmp_path / "data", files)
+    known = Remembered(files["ants/7.png"])
+    run(known=known, max_bad_fraction=0.5)
+    good = [content for name, content in files.items() if name not in ("ants/empty", "ants/7.png")]
+    (added,) = known.added
+    assert sorted(added) == sorted(hashlib.sha256(content).digest() for content in good)
+
+
+def test_it_is_known_also_where_the_run_ends_there(tmp_path: Path, run: Callable[..., Splits]) -> None:
+    plant(tmp_path / "data", class_folders(40) | {f"ants/{i}": b"" for i in range(40)})
+    known = Remembered()
+    with pytest.raises(DataError, match="40 of 120 pictures cannot be used"):
+        run(known=known)
+    assert len(known.known) == 80
+
+
+def test_a_known_picture_that_changes_before_it_is_decoded_is_noticed(
+    tmp_path: Path, run: Callable[..., Splits]
+) -> None:
+    files = class_folders(40)
+    plant(tmp_path / "data", files)
+    splits = run(known=Remembered(*files.values()))
+    name = splits.test.names[1]
+    (tmp_path / "data" / name).write_bytes(picture(1234))
+    with pytest.raises(DataError, match=f"The picture {name} has changed since the run began. Run again"):
+        splits.test.images(np.array([0]))
+    assert splits.validation.images(np.array([0])).shape == (1, 16, 16, 3)
+
+
+def test_a_stream_of_a_split_gives_rows_of_the_split(tmp_path: Path, run: Callable[..., Splits]) -> None:
+    files = class_folders(60)
+    splits = run(plant(tmp_path / "data", files), known=Remembered(*files.values()))
+    rows = np.arange(0, len(splits.train), 2)
+    batches = list(splits.train.stream(rows, batch_size=8))
+    assert (np.concatenate([batch for batch, _ in batches]) == rows).all()
+    assert (np.concatenate([images for _, images in batches]) == splits.train.images(rows)).all()
 
 
 # ---------------------------------------------------------------------------------------------------------------- means
@@ -483,7 +583,8 @@ def test_real_photographs(tmp_path: Path) -> None:
     data = Data(source="folder", path=str(HYMENOPTERA))
     source, spec = open_source(data), PixelSpec(64, 64)
     splits, again = (
-        ingest(data, source, spec, tmp_path / name, tmp_path / "quarantine.csv", Console(quiet=True)) for name in "ab"
+        ingest(data, source, spec, tmp_path / name, tmp_path / "quarantine.csv", None, Console(quiet=True))
+        for name in "ab"
     )
     assert splits.classes == ("ants", "bees")
     assert splits.quarantine == ()
@@ -499,7 +600,7 @@ def test_real_photographs(tmp_path: Path) -> None:
 
 def test_digits_make_three_splits(tmp_path: Path) -> None:
     data = Data(source="digits", classes=["5", "6", "7", "8", "9"])
-    splits = ingest(data, open_source(data), SPEC, tmp_path, tmp_path / "quarantine.csv", Console(quiet=True))
+    splits = ingest(data, open_source(data), SPEC, tmp_path, tmp_path / "quarantine.csv", None, Console(quiet=True))
     assert splits.quarantine == ()
     assert splits.notes == ()
     assert sum(map(len, splits.all)) == 896

@@ -1,0 +1,269 @@
+"""What training reads: batches of what the frozen layers make of pictures, from the store or computed on the fly.
+
+Shape letters: N pictures of a split, n of a batch, H height, W width, C classes.
+"""
+
+import hashlib
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline import augment
+from pipeline.activations import Store
+from pipeline.config import Cache, Data, RunConfig
+from pipeline.console import Console
+from pipeline.decoded import WORKERS, pixel_settings
+from pipeline.frozen import PLAIN, Frozen, Views
+from pipeline.model import Division
+from pipeline.parallel import in_order
+from pipeline.pixels import PixelSpec
+from pipeline.splits import Split, Splits
+
+Batch = tuple[Any, Any, Any]
+"""Features float32 [n, ...], labels float32 [n, C], one-hot or mixed, and counts float32 [n]: 1, or 0 for a picture
+that only fills a batch up to one for each device. Tensors, or one of each for each device of the strategy."""
+
+_SAMPLE = 16  # Pictures on which engines and the store are tried and timed.
+_AHEAD = max(2, min(WORKERS, 4))  # Batches that are being read while one is trained on.
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a run trains on, and how the frozen layers' activations are kept.
+
+    Attributes:
+        train: what to learn from.
+        validation: for schedules, early stopping and the curves.
+        classes: C.
+        data: augmentation, views and batch size.
+        cache: whether and how activations are kept.
+        store: where; None where they are not.
+        settings: what decides an activation besides the frozen layers, the picture and its view.
+        seed: decides the order, the views and their augmentation.
+    """
+
+    train: Split
+    validation: Split
+    classes: int
+    data: Data
+    cache: Cache
+    store: Store | None
+    settings: dict[str, Any]
+    seed: int
+
+    @classmethod
+    def of(cls, config: RunConfig, splits: Splits, spec: PixelSpec, store: Store | None) -> Self:
+        """A run's."""
+        settings = {
+            "backbone": config.backbone.name,
+            "options": config.backbone.options,
+            "mean": config.data.mean_subtraction,
+            "pixels": pixel_settings(spec),
+            # What layers compute besides their weights is Keras's.
+            "keras": keras.__version__,
+        }
+        return cls(
+            splits.train,
+            splits.validation,
+            len(splits.classes),
+            config.data,
+            config.cache,
+            store,
+            settings,
+            config.seed,
+        )
+
+
+class Feed:
+    """The batches of one phase."""
+
+    def __init__(self, pictures: Pictures, division: Division, phase: int, epochs: int, console: Console) -> None:
+        """Decides what is read from the store, and computes what is missing there.
+
+        Args:
+            pictures: what to read.
+            division: of the network, for the phase.
+            phase: its number; with the seed, it decides every draw.
+            epochs: how many there are at most.
+            console: hears what was decided, and why.
+        """
+        self._pictures, self._phase = pictures, phase
+        self._contents = pictures.train.contents
+        shape = pictures.train.image_shape
+        self._views = Views(pictures.data.augment, shape)
+        self._seeds = _seeds_of_views(pictures.seed, pictures.data.views or 1)
+        self._mix = augment.mixture(pictures.data.augment, shape, pictures.classes)
+        self._frozen: Frozen | None = None
+        self._train_kept = False
+        rounded: Callable[[Any], Any] = lambda features: features  # noqa: E731
+        if division.cut is not None:  # Else only normalisation is frozen: nothing is worth keeping.
+            self._frozen = Frozen(
+                division, self._views, None if pictures.cache.use == "off" else pictures.cache.dtype,
+                pictures.settings, pictures.store, self._sample, console,
+            )  # fmt: skip
+            self._prepare(self._frozen, epochs, console)
+            rounded = self._frozen.rounded
+        self._below = _compiled(division.frozen, rounded)
+        self._below_on_devices = _on_devices(self._below)
+
+    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        """The batches of one epoch, counted from 0, in an order that follows from the seed, the phase and the epoch.
+
+        How a picture is changed follows from its content and a seed, not from its place in the order.
+        """
+        order, seeds, anew = self._draw(epoch)
+        devices = tf.distribute.get_strategy().num_replicas_in_sync
+        size = self._pictures.data.batch_size
+        batches = [(order[a : a + size], seeds[a : a + size]) for a in range(0, len(order), size)]
+        with (
+            ThreadPoolExecutor(WORKERS) as pool,
+            closing(in_order(pool, partial(self._read, anew=anew, devices=devices), batches, _AHEAD)) as ready,
+        ):
+            for is_features, *batch in ready:
+                inputs, labels, counts = map(_to_devices, batch)
+                yield inputs if is_features else self._below_on_devices(inputs), labels, counts
+
+    def validation(self) -> Generator[Any, None, None]:
+        """Features float32 [n, ...] of the validation pictures, in order."""
+        split, size = self._pictures.validation, self._pictures.data.batch_size
+        rows = np.arange(len(split))
+        plain = np.full(len(split), PLAIN, np.int32)
+        with (
+            ThreadPoolExecutor(WORKERS) as pool,
+            closing(
+                in_order(
+                    pool,
+                    lambda batch: self._features(split, batch, plain[batch]),
+                    (rows[a : a + size] for a in range(0, len(rows), size)),
+                    _AHEAD,
+                )
+            ) as ready,
+        ):
+            for is_features, inputs in ready:
+                yield tf.constant(inputs) if is_features else self._below(tf.constant(inputs))
+
+    def account(self) -> str:
+        """How much came from the store, and the time that saved, for the user; empty where no layers are frozen."""
+        frozen = self._frozen
+        if frozen is None or not frozen.uses:
+            return ""
+        spared = max(frozen.uses - frozen.computed, 0)
+        return (
+            f"{spared / frozen.uses:.0%} of {frozen.uses:,} activations from the store, "
+            f"{spared * frozen.seconds:.1f} s of forward passes saved"
+        )
+
+    def _prepare(self, frozen: Frozen, epochs: int, console: Console) -> None:
+        pictures = self._pictures
+        if pictures.store is None:
+            return
+        why_not = _why_train_is_not_kept(pictures.data)
+        if why_not:
+            console.say(f"  training pictures pass the frozen layers in every epoch: {why_not}")
+        plain = np.full(len(pictures.validation), PLAIN, np.int32)
+        wanted = [(pictures.validation, np.arange(len(plain)), plain)]
+        uses = len(plain) * epochs
+        if not why_not:
+            pairs = np.unique(np.concatenate([np.stack(self._draw(e)[:2], axis=1) for e in range(epochs)]), axis=0)
+            wanted.insert(0, (pictures.train, pairs[:, 0], pairs[:, 1].astype(np.int32)))
+            uses += len(pictures.train) * epochs
+        frozen.keep(wanted, uses, always=pictures.cache.use == "always")
+        self._train_kept = frozen.kept and not why_not
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """The order of an epoch's pictures, int64 [N], the seeds of their views, int32 [N], and a seed of its own."""
+        random = np.random.default_rng([self._pictures.seed, self._phase, epoch])
+        order = random.permutation(len(self._pictures.train))
+        anew = int(random.integers(np.iinfo(np.int32).max))
+        data = self._pictures.data
+        if data.augment.of_each and data.views is None:
+            return order, np.full(len(order), anew, np.int32), anew
+        return order, self._seeds[random.integers(len(self._seeds), size=len(order))], anew
+
+    def _read(
+        self, batch: tuple[np.ndarray, np.ndarray], anew: int, devices: int
+    ) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
+        """Whether these are features already, features or pixels, labels, and counts."""
+        rows, seeds = batch
+        filled = len(rows) + -len(rows) % devices
+        counts = (np.arange(filled) < len(rows)).astype(np.float32)
+        rows, seeds = np.resize(rows, filled), np.resize(seeds, filled)
+        train = self._pictures.train
+        labels = np.eye(self._pictures.classes, dtype=np.float32)[train.labels[rows]]
+        if self._mix is None:
+            return *self._features(train, rows, seeds), labels, counts
+        pixels = self._views.pixels(train.images(rows), self._contents[rows], seeds)
+        seed = tf.constant([self._contents[rows[0]], anew], tf.int32)
+        mixed, labels = (part.numpy() for part in self._mix(tf.constant(pixels), tf.constant(labels), seed))
+        return *self._through(mixed), labels, counts
+
+    def _features(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> tuple[bool, np.ndarray]:
+        """Features, or pixels that have yet to pass the frozen layers on the devices."""
+        kept = self._train_kept if split is self._pictures.train else self._frozen is not None and self._frozen.kept
+        if kept:
+            assert self._frozen is not None
+            return True, self._frozen.read(split, rows, seeds)
+        return self._through(self._views.pixels(split.images(rows), split.contents[rows], seeds))
+
+    def _through(self, views: np.ndarray) -> tuple[bool, np.ndarray]:
+        if self._frozen is None:
+            return False, views
+        if self._frozen.forward.engine == "tensorflow":
+            self._frozen.count(uses=len(views), computed=len(views))
+            return False, views
+        return True, self._frozen.compute(views)
+
+    def _sample(self) -> np.ndarray:
+        train = self._pictures.train
+        _, images = next(batches := train.stream(np.arange(min(_SAMPLE, len(train))), _SAMPLE))
+        batches.close()
+        return images.astype(np.float32)
+
+
+def _why_train_is_not_kept(data: Data) -> str | None:
+    if data.augment.mixup is not None or data.augment.cutmix is not None:
+        name = "mixup" if data.augment.mixup is not None else "cutmix"
+        return (
+            f"data.augment.{name} mixes pixels, and the layers do not make of a mixture the mixture of what they make"
+        )
+    if data.augment.of_each and data.views is None:
+        return "data.augment draws anew each time. With data.views, e.g. 8, each view would pass once and be kept"
+    return None
+
+
+def _seeds_of_views(seed: int, views: int) -> np.ndarray:
+    """int32 [views]: PLAIN, then a seed for each augmentation. More views leave the first ones as they are."""
+    digests = (hashlib.sha256(f"{seed} view {number}".encode()).digest() for number in range(1, views))
+    return np.array([PLAIN, *(int.from_bytes(digest[:4], "big") & 0x7FFFFFFF for digest in digests)], np.int32)
+
+
+def _compiled(frozen: Any, rounded: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """float32 [n, H, W, 3] to features, traced once for all n."""
+    signature = [tf.TensorSpec(frozen.input_shape, tf.float32)]
+    return tf.function(lambda images: rounded(frozen(images, training=False)), input_signature=signature)  # type: ignore[no-any-return]
+
+
+def _on_devices(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A compiled function of one tensor, run on each device's share."""
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync == 1:
+        return function
+    return tf.function(lambda share: strategy.run(function, args=(share,)), reduce_retracing=True)  # type: ignore[no-any-return]
+
+
+def _to_devices(batch: np.ndarray) -> Any:
+    """A tensor; with several devices, an equal share of the batch on each."""
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync == 1:
+        return tf.constant(batch)
+    shares = np.array_split(batch, strategy.num_replicas_in_sync)
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: tf.constant(shares[context.replica_id_in_sync_group])
+    )

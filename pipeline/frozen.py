@@ -1,0 +1,287 @@
+"""The frozen layers of one phase: what they make of a picture is computed once and kept, or computed on the fly.
+
+Shape letters: n pictures, H height, W width; ... the shape of one picture's activation.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipeline import augment, trunk
+from pipeline.activations import Key, Store
+from pipeline.backbones.weights import digest
+from pipeline.config import Augment
+from pipeline.console import Console
+from pipeline.errors import CacheError
+from pipeline.model import Division
+from pipeline.parallel import in_order
+from pipeline.policy import Keeping, keeping
+from pipeline.splits import Split
+
+PLAIN = -1
+"""The view of a picture that is not augmented. Any other number is the seed of an augmentation."""
+
+_CHUNK = 32  # Views that go through the layers together, and into the store.
+_LARGEST = {"float16": 65504.0}
+
+
+class Views:
+    """Pictures as the network is to see them: plain, or augmented by a seed.
+
+    A view follows from the picture's content, the augmentation's settings and the seed alone.
+    """
+
+    def __init__(self, settings: Augment, image_shape: tuple[int, int, int]) -> None:
+        self._settings = json.dumps(settings.of_each, sort_keys=True)
+        self._change = augment.augmentation(settings, image_shape)
+
+    def pixels(self, images: np.ndarray, contents: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """float32 [n, H, W, 3] in 0..255: views of uint8 [n, H, W, 3].
+
+        Args:
+            images: the pictures.
+            contents: int32 [n], a number that stands for each picture's content.
+            seeds: int32 [n], PLAIN or the seed of an augmentation.
+        """
+        views = images.astype(np.float32)
+        changed = np.flatnonzero(seeds != PLAIN)
+        if len(changed):
+            assert self._change is not None
+            pairs = np.stack([contents[changed], seeds[changed]], axis=1)
+            views[changed] = self._change(tf.constant(views[changed]), tf.constant(pairs)).numpy()
+        return views
+
+    def key(self, seed: int) -> bytes:
+        """Names a view in the store: all that it follows from but the picture."""
+        return b"" if seed == PLAIN else hashlib.sha256(f"{self._settings} {seed}".encode()).digest()[:16]
+
+
+class Frozen:
+    """The frozen layers of one phase, in inference mode.
+
+    Attributes:
+        kept: whether `read` may be called.
+        uses: how many activations were asked for.
+        computed: how many were computed.
+        seconds: what computing one takes; 0 where that is not known.
+    """
+
+    def __init__(
+        self,
+        division: Division,
+        views: Views,
+        dtype: str | None,
+        settings: dict[str, Any],
+        store: Store | None,
+        sample: Callable[[], np.ndarray],
+        console: Console,
+    ) -> None:
+        """
+        Args:
+            division: what is frozen; its cut is not None.
+            views: of the training pictures.
+            dtype: what activations are rounded to, whether they are kept or not; None leaves them as they are.
+            settings: what decides an activation besides the layers, the picture and its view.
+            store: where they are kept; None where they are not.
+            sample: gives a few pictures of the data, float32 [n, H, W, 3] in 0..255.
+            console: hears of trouble.
+        """
+        self.kept = False
+        self.uses = self.computed = 0
+        self.seconds = 0.0
+        self._layers = division.frozen
+        self._shape = division.frozen.output_shape[1:]
+        self._views = views
+        self._dtype = dtype
+        self._store = store
+        self._sample = sample
+        self._console = console
+        self._settings = settings | {
+            "cut": division.cut,
+            "shape": list(self._shape),
+            "weights": digest(division.frozen),
+            "dtype": dtype,
+        }
+        self._space = 0
+        self._engine = trunk.preferred_engine()
+        self._forward: trunk.Forward | None = None
+        self._starting, self._counting = Lock(), Lock()
+
+    @property
+    def forward(self) -> trunk.Forward:
+        """The forward pass, started when it is first needed."""
+        with self._starting:
+            if self._forward is None:
+                self._forward = trunk.fastest(self._layers, self._sample())
+                self.seconds = self._forward.seconds
+                if self._forward.why:
+                    self._console.say(f"  the frozen layers run on TensorFlow: {self._forward.why}")
+            return self._forward
+
+    def rounded(self, features: Any) -> Any:
+        """float32 [n, ...] as it would come out of the store: a tensor or an array, as it is given."""
+        if self._dtype in (None, "float32"):
+            return features
+        limit = _LARGEST[self._dtype]
+        if isinstance(features, np.ndarray):
+            return features.clip(-limit, limit).astype(self._dtype).astype(np.float32)
+        return tf.cast(tf.cast(tf.clip_by_value(features, -limit, limit), self._dtype), tf.float32)
+
+    def compute(self, views: np.ndarray) -> np.ndarray:
+        """float32 [n, ...] of views, float32 [n, H, W, 3] in 0..255, computed and not kept."""
+        self.count(uses=len(views), computed=len(views))
+        features: np.ndarray = self.rounded(self.forward.run(views))
+        return features
+
+    def count(self, uses: int = 0, computed: int = 0) -> None:
+        """Counts activations, from any thread; also those that the caller computes by other means."""
+        with self._counting:
+            self.uses += uses
+            self.computed += computed
+
+    def keep(self, wanted: Sequence[tuple[Split, np.ndarray, np.ndarray]], uses: int, always: bool) -> None:
+        """Decides whether to keep the activations that a phase is going to read, and if so computes what is missing.
+
+        Args:
+            wanted: splits, with rows int [n] and the seeds of their views, int32 [n]: each pair once, rows ascending.
+            uses: how often the phase is going to read one.
+            always: keep them whatever it costs.
+        """
+        assert self._store is not None
+        try:
+            missing = self._missing(wanted)
+            if any(map(len, missing)):
+                count = sum(len(rows) for _, rows, _ in wanted)
+                decision = self._weigh(self._store, count, sum(map(len, missing)), uses)
+                self._console.say(f"  {decision.arithmetic}")
+                if not (decision.worth_it or always):
+                    return
+                missing = self._missing(wanted)  # Again: it may be another engine by now, with a space of its own.
+                for (split, rows, seeds), lacking in zip(wanted, missing, strict=True):
+                    if len(lacking):
+                        self._fill(self._store, split, rows[lacking], seeds[lacking])
+            else:
+                self.seconds = self._store.speed(self._space) or 0.0
+        except CacheError as error:
+            self._console.warn(f"{error} Activations are computed on the fly instead.")
+            self._store = None
+        else:
+            self.kept = True
+
+    def read(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """float32 [n, ...] from the store; what has gone from there, or is damaged, is computed again.
+
+        May be called from several threads.
+
+        Args:
+            split: whose pictures.
+            rows: int [n].
+            seeds: int32 [n], of their views.
+        """
+        assert self.kept
+        assert self._store is not None
+        found = self._store.read(self._space, self._keys(split, rows, seeds))
+        lost = np.array([row for row, value in enumerate(found) if value is None], int)
+        if len(lost):
+            order = lost[np.argsort(rows[lost], kind="stable")]
+            for place, value in zip(order, self._recompute(split, rows[order], seeds[order]), strict=True):
+                found[place] = value
+        self.count(uses=len(rows))
+        raw = np.frombuffer(b"".join(value for value in found if value is not None), self._dtype)
+        return raw.reshape(len(rows), *self._shape).astype(np.float32)
+
+    def _keys(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> list[Key]:
+        names = {seed: self._views.key(seed) for seed in np.unique(seeds).tolist()}
+        return [
+            (bytes.fromhex(split.digests[row]), names[seed]) for row, seed in zip(rows, seeds.tolist(), strict=True)
+        ]
+
+    def _missing(self, wanted: Sequence[tuple[Split, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+        """Of each split, which of its pairs are not in the store."""
+        assert self._store is not None
+        self._space = self._store.space(self._settings | {"engine": self._engine})
+        return [
+            np.flatnonzero(~np.array(self._store.present(self._space, self._keys(*these)), bool)) for these in wanted
+        ]
+
+    def _weigh(self, store: Store, entries: int, missing: int, uses: int) -> Keeping:
+        """Tries the engine and the store on a few pictures."""
+        sample = self._sample()
+        self._engine = self.forward.engine
+        self._space = store.space(self._settings | {"engine": self._engine})
+        values = self._bytes(self.forward.run(sample))
+        # Under keys that no picture has.
+        keys: list[Key] = [(place.to_bytes(32, "big"), b"trial") for place in range(len(values))]
+        started = time.perf_counter()
+        store.write(self._space, list(zip(keys, values, strict=True)))
+        store.read(self._space, keys)
+        seconds = (time.perf_counter() - started) / len(values)
+        store.set_speed(self._space, self.forward.seconds)
+        return keeping(entries, missing, uses, len(values[0]), store.room, seconds, self.forward.seconds)
+
+    def _fill(self, store: Store, split: Split, rows: np.ndarray, seeds: np.ndarray) -> None:
+        """Computes and keeps activations of rows, ascending, decoding ahead what is not decoded yet."""
+        with self._console.bar(f"  frozen layers, {split.name}", len(rows)) as advance:
+            started, done = time.perf_counter(), 0
+            with closing(self._in_chunks(split, rows, seeds)) as chunks:
+                for chunk, views in chunks:
+                    values = self._computed(views)
+                    keys = self._keys(split, rows[chunk], seeds[chunk])
+                    store.write(self._space, list(zip(keys, values, strict=True)))
+                    done += len(values)
+                    advance(len(values), f"{done / (time.perf_counter() - started):.0f} images/s")
+
+    def _recompute(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> list[bytes]:
+        assert self._store is not None
+        values = []
+        with closing(self._in_chunks(split, rows, seeds)) as chunks:
+            for chunk, views in chunks:
+                new = self._computed(views)
+                values += new
+                if self.forward.engine == self._engine:
+                    try:
+                        self._store.write(
+                            self._space, list(zip(self._keys(split, rows[chunk], seeds[chunk]), new, strict=True))
+                        )
+                    except CacheError as error:
+                        self._console.warn(str(error))
+        return values
+
+    def _in_chunks(
+        self, split: Split, rows: np.ndarray, seeds: np.ndarray
+    ) -> Generator[tuple[slice, np.ndarray], None, None]:
+        """Views of rows, int [n], ascending: where they stand among the n, and their pixels, float32 [m, H, W, 3].
+
+        While the caller works on one chunk, the next one is augmented and those after it are decoded.
+        """
+        pictures = np.unique(rows)
+        contents = split.contents
+        at_once = max(1, _CHUNK * len(pictures) // len(rows))
+
+        def views(decoded: tuple[np.ndarray, np.ndarray]) -> tuple[slice, np.ndarray]:
+            present, images = decoded
+            chunk = slice(*np.searchsorted(rows, [present[0], present[-1] + 1]))
+            mine = rows[chunk]
+            return chunk, self._views.pixels(images[np.searchsorted(present, mine)], contents[mine], seeds[chunk])
+
+        with (
+            closing(split.stream(pictures, at_once)) as decoded,
+            ThreadPoolExecutor(1) as pool,
+            closing(in_order(pool, views, decoded, window=2)) as chunks,
+        ):
+            yield from chunks
+
+    def _computed(self, views: np.ndarray) -> list[bytes]:
+        self.count(computed=len(views))
+        return self._bytes(self.forward.run(views))
+
+    def _bytes(self, features: np.ndarray) -> list[bytes]:
+        return [value.tobytes() for value in self.rounded(features).astype(self._dtype)]

@@ -1,0 +1,829 @@
+"""The store of activations, on real files: killed, filled up, damaged, shared; never wrong bytes."""
+
+import hashlib
+import inspect
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.activations import FILE, PAGE, Store
+from pipeline.errors import CacheError
+
+ROOT = Path(__file__).parent.parent
+LARGE = 1 << 30
+DESCRIPTION = {
+    "pixels": {"version": 1, "width": 224, "height": 224, "crop": 0.875},
+    "mean": [103.9, 116.8, 123.7],
+    "backbone": "mobilenet",
+    "options": {"alpha": 0.25},
+    "weights": "5f" * 32,
+    "cut": "conv_pw_11_relu",
+    "dtype": "float16",
+    "engine": "tensorflow",
+}
+
+
+def key(n: int) -> tuple[bytes, bytes]:
+    """The n-th key of a test; every other one is of a view."""
+    return hashlib.sha256(b"%d" % n).digest(), b"view %d" % (n % 7) if n % 2 else b""
+
+
+def value(n: int, writer: int = 0) -> bytes:
+    """What belongs to the n-th key, 700 bytes to 20 kB, so that who reads it can tell whether it is right."""
+    return hashlib.shake_256(b"%d %d" % (n, writer)).digest(700 + n % 5 * 5000)
+
+
+# The tests' other processes import nothing but the store, and so start in a moment.
+CHILD = f"""
+import hashlib, sys, time
+from pathlib import Path
+from pipeline.activations import Store
+from pipeline.errors import CacheError
+
+{inspect.getsource(key)}
+{inspect.getsource(value)}
+folder, max_bytes, *rest = sys.argv[1:]
+store = Store(Path(folder), int(max_bytes), print)
+space = store.space({{"test": 1}})
+"""
+
+
+def child(folder: Path, max_bytes: int, program: str, *arguments: object, before: tuple[str, ...] = ()):
+    """A process with a store of its own; what it prints comes line by line."""
+    command = [*before, sys.executable, "-S", "-c", CHILD + program, str(folder), str(max_bytes), *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    return output
+
+
+def refuse(message: str) -> None:
+    raise AssertionError(f"nothing was to be warned of: {message}")
+
+
+def entries(numbers, writer: int = 0):
+    return [(key(n), value(n, writer)) for n in numbers]
+
+
+def keys(numbers):
+    return [key(n) for n in numbers]
+
+
+def values(numbers, writer: int = 0):
+    return [value(n, writer) for n in numbers]
+
+
+def sound(folder: Path) -> bool:
+    """Whether SQLite finds nothing wrong, and every value belongs to one key."""
+    with closing(sqlite3.connect(folder / FILE)) as db:
+        odd = db.execute(
+            "SELECT COUNT(*) FROM value FULL JOIN activation ON activation.value = value.id"
+            " WHERE value.id IS NULL OR activation.value IS NULL"
+        ).fetchone()
+        return db.execute("PRAGMA quick_check").fetchall() == [("ok",)] and odd == (0,)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path, LARGE, refuse) as store:
+        yield store
+
+
+# What it keeps
+
+
+pictures = st.binary(min_size=32, max_size=32) | st.integers(0, 3).map(lambda n: bytes([n]) * 32)
+views = st.just(b"") | st.binary(max_size=40)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    writes=st.lists(
+        st.tuples(
+            st.integers(0, 2),
+            st.lists(st.tuples(st.tuples(pictures, views), st.binary(max_size=64) | st.integers(0, 9)), max_size=8),
+        ),
+        max_size=6,
+    ),
+    reopen=st.booleans(),
+)
+def test_what_was_written_last_is_read_back(tmp_path_factory, writes, reopen):
+    """Against a dictionary. A number stands for a value over several pages."""
+    folder = tmp_path_factory.mktemp("store")
+    store = Store(folder, LARGE, refuse)
+    expected = [{}, {}, {}]
+    for which, written in writes:
+        written = [(k, value(v) if isinstance(v, int) else v) for k, v in written]
+        store.write(store.space({"space": which}), written)
+        expected[which].update(written)
+        if reopen:
+            store.close()
+            store = Store(folder, LARGE, refuse)
+    wanted = [*sorted({k for kept in expected for k in kept}), (bytes(32), b"not there")]
+    for which, kept in enumerate(expected):
+        space = store.space({"space": which})
+        assert store.read(space, wanted) == [kept.get(k) for k in wanted]
+        assert store.present(space, wanted) == [k in kept for k in wanted]
+    held = {h.description["space"]: (h.entries, h.bytes) for h in store.held()}
+    assert held == {n: (len(kept), sum(map(len, kept.values()))) for n, kept in enumerate(expected) if kept}
+    store.close()
+    assert sound(folder)
+    shutil.rmtree(folder)
+
+
+def test_every_part_of_the_description_makes_another_space(store):
+    space = store.space(DESCRIPTION)
+    store.write(space, entries(range(3)))
+    parts = [
+        {"pixels": {**DESCRIPTION["pixels"], "version": 2}},
+        {"pixels": {**DESCRIPTION["pixels"], "crop": 0.8751}},
+        {"mean": [103.9, 116.8, 123.8]},
+        {"backbone": "mobilenet_v2"},
+        {"options": {"alpha": 0.5}},
+        {"options": {}},
+        {"weights": "5f" * 31 + "5e"},
+        {"cut": "conv_pw_10_relu"},
+        {"dtype": "float32"},
+        {"engine": "openvino"},
+        {"more": None},
+    ]
+    others = [store.space({**DESCRIPTION, **part}) for part in parts]
+    assert len({space, *others}) == len(parts) + 1
+    for other in others:
+        assert store.read(other, keys(range(3))) == [None] * 3
+        assert store.present(other, keys(range(3))) == [False] * 3
+
+
+def test_a_space_keeps_its_number(store, tmp_path):
+    turned = dict(reversed(DESCRIPTION.items())) | {"pixels": dict(reversed(DESCRIPTION["pixels"].items()))}
+    assert store.space(turned) == store.space(DESCRIPTION)
+    with Store(tmp_path / "another", LARGE, refuse) as another:
+        assert another.space({"something": "else"}) != another.space(DESCRIPTION) == store.space(DESCRIPTION)
+    with pytest.raises(TypeError):
+        store.space({"mean": object()})
+
+
+def test_held_tells_descriptions_and_times(store):
+    before = datetime.now(UTC)
+    store.write(store.space(DESCRIPTION), entries(range(5)))
+    store.write(store.space({"other": "é"}), entries(range(2)))
+    recent, older = store.held()
+    assert (recent.description, recent.entries) == ({"other": "é"}, 2)
+    assert (older.description, older.entries, older.bytes) == (DESCRIPTION, 5, sum(map(len, values(range(5)))))
+    assert before <= older.last_used <= recent.last_used <= datetime.now(UTC)
+    assert store.size >= older.bytes
+    store.present(store.space(DESCRIPTION), keys([1]))
+    assert store.held()[0].description == DESCRIPTION
+
+
+def test_speed_is_remembered(store, tmp_path):
+    space = store.space(DESCRIPTION)
+    assert store.speed(space) is None
+    store.set_speed(space, 0.5)
+    store.set_speed(space, 0.25)
+    store.write(space, entries(range(2)))
+    with Store(tmp_path, LARGE, refuse) as again:
+        assert again.speed(again.space(DESCRIPTION)) == 0.25
+        assert again.speed(again.space({})) is None
+
+
+def test_decodable_pictures_are_remembered(store, tmp_path):
+    good, other = key(0)[0], key(1)[0]
+    assert not store.decodable("settings", good)
+    store.add_decodable("settings", iter([good, good]))
+    store.add_decodable("settings", [good])
+    with Store(tmp_path, LARGE, refuse) as again:
+        assert again.decodable("settings", good)
+        assert not again.decodable("settings", other)
+        assert not again.decodable("other settings", good)
+
+
+def test_a_write_that_fails_midway_leaves_nothing(store, tmp_path):
+    space = store.space({})
+    store.write(space, entries([0], writer=1))
+    with pytest.raises(TypeError):
+        store.write(space, [*entries(range(9)), (key(9), "no bytes")])
+    assert store.read(space, keys(range(10))) == [value(0, writer=1), *[None] * 9]
+    store.write(space, entries(range(9)))
+    assert store.read(space, keys(range(9))) == values(range(9))
+
+
+def test_nothing_heavy_is_imported():
+    """What asks the store (the command line, other processes) starts in a moment; nothing read is unpickled."""
+    program = "import sys, pipeline.activations; print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {module.split(".")[0] for module in output.stdout.split()}
+    assert not loaded & {"tensorflow", "keras", "numpy", "mlflow", "pydantic", "rich", "typer", "pickle"}
+
+
+# Where it cannot be
+
+
+@pytest.mark.parametrize("below", [".", "deeper"])
+def test_a_file_in_place_of_the_folder(tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=r"file.*cannot be used: .* cache\.dir.*cache: off"):
+        Store(tmp_path / "file" / below, LARGE, refuse)
+
+
+def test_a_folder_in_place_of_the_file(tmp_path):
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(CacheError, match=r"cannot be used: unable to open database file, [\d,]+ MB free there\. "):
+        Store(tmp_path, LARGE, refuse)
+
+
+@pytest.mark.parametrize(
+    ("change", "received"),
+    [("PRAGMA user_version = 2", "format 2"), ("PRAGMA application_id = 1", "another program's file")],
+)
+def test_a_file_of_another_version_is_left_alone(tmp_path, change, received):
+    with Store(tmp_path, LARGE, refuse) as store:
+        store.write(store.space({}), entries(range(3)))
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.execute(change)
+    before = (tmp_path / FILE).read_bytes()
+    with pytest.raises(CacheError, match=rf"Expected format 1, received {received}\. Remove the file"):
+        Store(tmp_path, LARGE, refuse)
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+# Several at once
+
+
+def test_many_threads_read_while_one_writes(store):
+    space = store.space({})
+    known = [0]
+    wrong = []
+    done = threading.Event()
+
+    def read(seed: int) -> None:
+        chance = random.Random(seed)
+        while not done.is_set():
+            numbers = [chance.randrange(known[0] + 50) for _ in range(20)]
+            surely = known[0]
+            for n, got in zip(numbers, store.read(space, keys(numbers)), strict=True):
+                if got != value(n) and (got is not None or n < surely):
+                    wrong.append((n, got))
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(12)]
+    for thread in threads:
+        thread.start()
+    for start in range(0, 600, 50):
+        store.write(space, entries(range(start, start + 50)))
+        known[0] = start + 50
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert store.read(space, keys(range(600))) == values(range(600))
+
+
+def test_a_thread_that_ends_leaves_no_file_open(store):
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    space = store.space({})
+    before = descriptors()
+    for _ in range(50):
+        thread = threading.Thread(target=store.read, args=(space, keys(range(3))))
+        thread.start()
+        thread.join()
+    assert descriptors() <= before + 5
+
+
+WRITER = """
+me = int(rest[0])
+for start in range(0, 400, 20):
+    numbers = range(start, start + 20)
+    store.write(space, [(key(n), value(n, me)) for n in numbers])
+    for n, got in zip(numbers, store.read(space, [key(n) for n in numbers])):
+        assert got in (value(n, 1), value(n, 2)), n
+store.close()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_keys_at_once(store, tmp_path):
+    writers = [child(tmp_path, LARGE, WRITER, me) for me in (1, 2)]
+    space = store.space({"test": 1})
+    while any(writer.poll() is None for writer in writers):
+        for n, got in enumerate(store.read(space, keys(range(400)))):
+            assert got in (None, value(n, 1), value(n, 2))
+    for writer in writers:
+        finish(writer)
+    assert all(store.present(space, keys(range(400))))
+    assert sound(tmp_path)
+
+
+def test_two_processes_make_the_store_at_once(tmp_path):
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        for process in [child(folder, LARGE, "store.write(space, [(key(n), value(n)) for n in range(9)])")] * 3:
+            finish(process)
+        assert sound(folder)
+
+
+# Killed
+
+ENDLESS = """
+n = int(rest[0])
+while True:
+    batch = range(n, n + 1 + n % 13)
+    store.present(space, [key(n) for n in range(max(0, n - 40), n)])
+    store.write(space, [(key(n), value(n)) for n in batch])
+    n = batch.stop
+    print(n, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_moment(tmp_path):
+    """Fifty times, with a store small enough that it evicts; what was acknowledged is there, all there is is right."""
+    chance = random.Random(0)
+    limit = 4_000_000
+    reached = 0
+    for _ in range(50):
+        writer = child(tmp_path, limit, ENDLESS, reached)
+        time.sleep(chance.uniform(0.02, 0.3))
+        os.kill(writer.pid, signal.SIGKILL)
+        acknowledged = [int(line) for line in writer.communicate()[0].splitlines() if line.strip().isdigit()]
+        reached = acknowledged[-1] if acknowledged else reached
+        with Store(tmp_path, limit, refuse) as store:
+            space = store.space({"test": 1})
+            numbers = range(max(0, reached - 1500), reached + 13)
+            there = store.present(space, keys(numbers))
+            read = store.read(space, keys(numbers))
+            assert read == [value(n) if is_there else None for n, is_there in zip(numbers, there, strict=True)]
+            assert all(there[-14:-13])  # what the last write that was acknowledged put in
+            assert sum(there) == sum(held.entries for held in store.held())
+        assert sound(tmp_path)
+        assert (tmp_path / FILE).stat().st_size <= limit
+    assert reached > 1000, "the writer hardly got to write"
+
+
+# Damaged
+
+
+def damage(path: Path, sql: str, *arguments: object) -> None:
+    with closing(sqlite3.connect(path / FILE)) as db, db:
+        db.execute(sql, arguments)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE value SET bytes = substr(bytes, 1, 99) || x'00' || substr(bytes, 101) WHERE id IN (2, 3)",
+        "UPDATE value SET bytes = substr(bytes, 2) WHERE id IN (2, 3)",
+        "UPDATE value SET bytes = 'text' WHERE id IN (2, 3)",
+        "UPDATE value SET bytes = NULL WHERE id IN (2, 3)",
+        "DELETE FROM value WHERE id IN (2, 3)",
+        "UPDATE activation SET value = 5 - value WHERE value IN (2, 3)",
+        "UPDATE activation SET value = 77 WHERE value IN (2, 3)",
+        "UPDATE activation SET checksum = checksum + 1 WHERE value IN (2, 3)",
+        "UPDATE activation SET checksum = NULL WHERE value IN (2, 3)",
+    ],
+)
+def test_a_damaged_entry_is_not_given_but_removed(tmp_path, sql):
+    warnings = []
+    with Store(tmp_path, LARGE, warnings.append) as store:
+        space, numbers = store.space({}), range(0, 50, 5)  # values of one length, as in a space of activations
+        store.write(space, entries(numbers))
+        damage(tmp_path, sql)
+        expected = [None if place in (1, 2) else value(n) for place, n in enumerate(numbers)]
+        assert store.read(space, keys(numbers)) == expected
+        assert store.present(space, keys(numbers)) == [v is not None for v in expected]
+        assert len(warnings) == 1
+        assert "has damaged entries: they are removed and computed again" in warnings[0]
+        store.write(space, entries(numbers))
+        assert store.read(space, keys(numbers)) == values(numbers)
+        damage(tmp_path, sql.replace("2, 3", "4, 5").replace("5 - value", "9 - value"))
+        assert store.read(space, keys(numbers)).count(None) == 2
+        assert len(warnings) == 1
+
+
+def test_an_activation_of_another_view_picture_or_space_is_noticed(tmp_path):
+    """Only the key tells these apart: the bytes are whole."""
+    with Store(tmp_path, LARGE, lambda message: None) as store:
+        (picture, view), bytes_ = (b"a" * 32, b"v"), value(0)
+        spaces = store.space({"n": 1}), store.space({"n": 2})
+        for column, changed in [("view", b"w"), ("picture", b"b" * 32), ("space", spaces[1])]:
+            store.write(spaces[0], [((picture, view), bytes_)])
+            damage(tmp_path, f"UPDATE activation SET {column} = ?", changed)
+            asked = {"space": spaces[0], "picture": picture, "view": view} | {column: changed}
+            assert store.read(asked["space"], [(asked["picture"], asked["view"])]) == [None]
+
+
+FULL = 600  # entries in the file that is damaged below
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Files of a store in use, its log and the log's index with them, and of one that was closed."""
+    open_, closed = tmp_path_factory.mktemp("open"), tmp_path_factory.mktemp("closed")
+    live = tmp_path_factory.mktemp("live")
+    with Store(live, LARGE, refuse) as store:
+        for start in range(0, FULL, 60):
+            store.write(store.space({"test": start % 2}), entries(range(start, start + 60)))
+        store.add_decodable("settings", (key(n)[0] for n in range(FULL)))
+        store.set_speed(store.space({"test": 0}), 0.5)
+        damage(live, "PRAGMA wal_checkpoint")
+        store.write(store.space({"test": 0}), entries(range(60), writer=1))
+        shutil.copytree(live, open_, dirs_exist_ok=True)
+    shutil.copytree(live, closed, dirs_exist_ok=True)
+    assert (open_ / f"{FILE}-wal").stat().st_size > 100_000
+    assert not (closed / f"{FILE}-wal").exists()
+    return {"open": open_, "closed": closed}
+
+
+def flip(path: Path, chance: random.Random, count: int, within: int | None = None) -> None:
+    """Turns bits of the file over, but those that say whose file it is and of which version."""
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        for _ in range(count):
+            place = chance.randrange(min(within or size, size))
+            if path.name == FILE and (60 <= place < 64 or 68 <= place < 72):
+                continue
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 1 << chance.randrange(8)]))
+
+
+def use(store: Store) -> None:
+    """Every public way to use the store: right or missing, never wrong, never an error; and it can be written again."""
+    good = [{value(n, 1), value(n)} if n < 60 else {value(n)} for n in range(FULL)]
+    for which in (0, 1):
+        space = store.space({"test": which})
+        store.present(space, keys(range(FULL)))
+        for n, got in enumerate(store.read(space, keys(range(FULL)))):
+            assert got is None or got in good[n], f"entry {n} of space {which} is wrong"
+        store.speed(space)
+    store.held()
+    assert not store.decodable("other settings", key(0)[0])
+    space = store.space({"test": 0})
+    store.write(space, entries(range(FULL)))
+    store.add_decodable("settings", [key(n)[0] for n in range(9)])
+    store.set_speed(space, 0.5)
+    assert store.read(space, keys(range(FULL))) == values(range(FULL))
+    assert store.prune(max_bytes=0).entries >= FULL
+    assert not any(store.present(space, keys(range(FULL))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["closed", "open"])
+@pytest.mark.parametrize("running", [False, True], ids=["before", "during"])
+def test_bits_that_turned_over(tmp_path, whole, state, running):
+    """In the file or its log, before the store is opened or while it is."""
+    outcomes = set()
+    for seed in range(40):
+        chance = random.Random(seed)
+        folder = tmp_path / str(seed)
+        shutil.copytree(whole[state], folder)
+        warnings = []
+        store = Store(folder, LARGE, warnings.append) if running else None
+        if store:
+            store.read(store.space({"test": 0}), keys(range(0, FULL, 7)))
+        files = [folder / FILE] + [folder / f"{FILE}-wal"] * (folder / f"{FILE}-wal").exists()
+        # Few bits anywhere, some in the header, or so many that hardly a page is left whole.
+        count, within = [(3, None), (2, 100), (30, 3 * PAGE), (2000, None)][seed % 4]
+        for path in files:
+            flip(path, chance, count, within)
+        with store or Store(folder, LARGE, warnings.append) as store:
+            use(store)
+        with Store(folder, LARGE, refuse) as store:
+            assert not store.held()
+        outcomes.add("begun anew" if any("begun anew" in w for w in warnings) else bool(warnings))
+        shutil.rmtree(folder)
+    assert {"begun anew", True} <= outcomes
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["before", "during"])
+def test_a_file_cut_short_or_overwritten(tmp_path, whole, running):
+    for seed, size in enumerate(
+        (0, 1, 50, 100, 511, PAGE - 1, PAGE, 10 * PAGE, 10 * PAGE + 7, "zeros", "text", "gone")
+    ):
+        folder = tmp_path / str(seed)
+        shutil.copytree(whole["closed"], folder)
+        warnings = []
+        store = Store(folder, LARGE, warnings.append) if running else None
+        path = folder / FILE
+        if size == "zeros":
+            path.write_bytes(bytes(path.stat().st_size))
+        elif size == "text":
+            path.write_text("Not a database.\n" * 10_000)
+        elif size == "gone":
+            path.unlink()
+        else:
+            os.truncate(path, size)
+        with store or Store(folder, LARGE, warnings.append) as store:
+            use(store)
+        assert sound(folder)
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+
+
+def test_threads_go_on_with_the_new_file(tmp_path):
+    """Connections of other threads to the damaged file neither fail nor touch the new one's log."""
+    warnings = []
+    store = Store(tmp_path, LARGE, warnings.append)
+    space, other = store.space({"test": 1}), store.space({"test": 2})
+    store.write(space, entries(range(40)))
+    opened, damaged, begun = threading.Barrier(5), threading.Event(), threading.Event()
+    results = []
+
+    def work(which: int) -> None:
+        before = store.read(space, keys(range(40)))
+        opened.wait()
+        damaged.wait()
+        if which % 2:
+            begun.wait()
+        after = store.read(space, keys(range(40)))
+        numbers = range(100 * which, 100 * which + 40)
+        store.write(other, entries(numbers))
+        results.append((before == values(range(40)), after, store.read(other, keys(numbers)) == values(numbers)))
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    opened.wait()
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    overwrite(tmp_path / FILE)
+    damaged.set()
+    store.write(space, entries(range(20)))
+    begun.set()
+    for thread in threads:
+        thread.join()
+    for before, after, written in results:
+        assert before
+        assert written
+        assert after in ([None] * 40, values(range(20)) + [None] * 20)
+    assert len(results) == 4
+    assert len(warnings) == 1
+    assert store.read(space, keys(range(40))) == values(range(20)) + [None] * 20
+    store.close()
+    with Store(tmp_path, LARGE, refuse) as store:
+        assert {held.entries for held in store.held()} == {20, 160}
+    assert sound(tmp_path)
+
+
+IDLE = """
+store.write(space, [(key(n), value(n)) for n in range(40)])
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("last", ["store.close()", "store.write(space, [(key(n), value(n)) for n in range(50, 60)])"])
+def test_another_process_goes_on_with_the_new_file(tmp_path, last):
+    """It holds the removed file open, and closes it or writes: neither may harm the new one."""
+    command = [sys.executable, "-S", "-c", CHILD + IDLE + last, str(tmp_path), str(LARGE)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        warnings = []
+        with Store(tmp_path, LARGE, warnings.append) as store:
+            space = store.space({"test": 1})
+            with closing(sqlite3.connect(tmp_path / FILE)) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            overwrite(tmp_path / FILE)
+            store.write(space, entries(range(20)))
+            assert len(warnings) == 1
+            other.communicate("\n", timeout=30)
+            assert other.returncode == 0
+            assert store.read(space, keys(range(20))) == values(range(20))
+            assert store.present(space, keys(range(50, 60))) == ["write" in last] * 10
+    assert sound(tmp_path)
+
+
+# Full
+
+
+def test_the_least_recently_used_go_first(tmp_path):
+    limit = 2_000_000
+    batch = [range(start, start + 20) for start in range(0, 1000, 20)]
+    with Store(tmp_path, limit, lambda message: None) as store:
+        spaces = [store.space({"n": n}) for n in range(2)]
+        for n in range(8):
+            store.write(spaces[n % 2], entries(batch[n]))
+        used = [2, 0, 5]  # the order in which these are used again
+        for n in used:
+            assert all(store.present(spaces[n % 2], keys(batch[n])))
+        order = [1, 3, 4, 6, 7, *used]
+        gone_before = 0
+        for n in range(8, 16):
+            store.write(spaces[n % 2], entries(batch[n]))
+            order.append(n)
+            there = [value is not None for n in order for value in store.read(spaces[n % 2], keys(batch[n]))]
+            gone = there.index(True)
+            assert all(there[gone:]), "something else than the oldest went"
+            assert gone >= gone_before
+            assert store.size <= limit * 1.5
+            assert (tmp_path / FILE).stat().st_size <= limit
+            gone_before = gone
+        assert 0 < gone_before < 12 * 20
+    assert sound(tmp_path)
+
+
+def test_room_is_made_for_many_writes_at_once(tmp_path, monkeypatch):
+    """Down to 95 %, so that not every write looks for what is oldest."""
+    evictions = []
+    evict = Store._evict
+    monkeypatch.setattr(Store, "_evict", lambda *a, **k: evictions.append(1) or evict(*a, **k))
+    with Store(tmp_path, 4_000_000, lambda message: None) as store:
+        for n in range(0, 3000, 5):
+            store.write(store.space({}), [(key(n), value(n))])
+    assert evictions == []
+
+
+def test_a_store_made_smaller_shrinks_at_the_next_write(tmp_path):
+    with Store(tmp_path, LARGE, refuse) as store:
+        store.write(store.space({}), entries(range(500)))
+        store.write(store.space({}), entries(range(500, 600)))
+    before = (tmp_path / FILE).stat().st_size
+    with Store(tmp_path, before // 2, refuse) as store:
+        store.write(store.space({}), entries(range(600, 605)))
+        assert store.read(store.space({}), keys(range(500, 605))) == values(range(500, 605))
+        assert (tmp_path / FILE).stat().st_size <= before // 2
+    assert sound(tmp_path)
+
+
+@pytest.mark.parametrize("size", [300, 5_000, 25_088, 401_408])
+def test_the_file_stays_within_its_limit(tmp_path, size):
+    limit = 6_000_000
+    with Store(tmp_path, limit, lambda message: None) as store:
+        space = store.space({})
+        for start in range(0, 25_000_000 // size, step := 1_000_000 // size):
+            store.write(space, [(key(n), bytes([n % 256]) * size) for n in range(start, start + step)])
+            assert (tmp_path / FILE).stat().st_size <= limit
+            assert all(store.present(space, keys(range(start, start + step))))
+        assert store.held()[0].bytes > 0.6 * limit
+        for n, got in enumerate(store.read(space, keys(range(start + step)))):
+            assert got in (None, bytes([n % 256]) * size)
+    assert sound(tmp_path)
+
+
+def test_too_much_for_the_store_at_once(tmp_path):
+    with Store(tmp_path, 1_000_000, refuse) as store:
+        space = store.space({})
+        store.write(space, entries(range(20)))
+        for numbers in (range(100, 300), range(100, 195)):  # by their bytes, and by the pages they take
+            with pytest.raises(CacheError, match=r"may hold 1\.0 MB, and .* MB were to be written at once\. Raise"):
+                store.write(space, entries(numbers))
+            assert not any(store.present(space, keys(numbers)))
+            assert store.read(space, keys(range(20))) == values(range(20))
+        store.write(space, entries(range(100, 120)))
+    assert sound(tmp_path)
+
+
+def test_a_store_too_small_for_its_run_says_so_once(tmp_path):
+    warnings = []
+    with Store(tmp_path, 1_000_000, warnings.append) as store:
+        for start in range(0, 400, 20):
+            store.write(store.space({}), entries(range(start, start + 20)))
+    assert len(warnings) == 1
+    assert "may hold 1.0 MB, less than is in use" in warnings[0]
+    with Store(tmp_path, 1_000_000, refuse) as store:  # what earlier runs left is replaced without a word
+        store.write(store.space({}), entries(range(400, 420)))
+
+
+FILL = """
+import os, resource
+ballast, limit = rest
+written, n = [], 0
+def fill():
+    global n
+    while True:
+        batch = range(n, n + 10)
+        try:
+            store.write(space, [(key(n), value(n)) for n in batch])
+        except CacheError as error:
+            return batch, str(error)
+        written.extend(batch)
+        n = batch.stop
+def right():
+    return store.read(space, [key(n) for n in written]) == [value(n) for n in written]
+
+if int(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+failed, message = fill()
+assert "cannot be used: " in message and "Make room" in message and "cache.max_bytes" in message, message
+assert len(written) > 100, len(written)
+for _ in range(3):
+    assert right()
+    assert all(store.present(space, [key(n) for n in written]))
+    assert not any(store.present(space, [key(n) for n in failed]))
+    assert fill()[0] == failed
+reopened = Store(Path(folder), int(max_bytes), print)
+assert reopened.read(space := reopened.space({"test": 1}), [key(0)]) == [value(0)]
+reopened.close()
+os.unlink(ballast)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+n, before = failed.start, len(written)
+for _ in range(10):
+    batch = range(n, n + 10)
+    store.write(space, [(key(n), value(n)) for n in batch])
+    written.extend(batch)
+    n = batch.stop
+assert right()
+store.prune(max_bytes=0)
+assert store.size < 200_000
+store.close()
+print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["small file system", "limit on files"])
+def test_a_full_disk(tmp_path, kind):
+    """Where a file system cannot be mounted, the limit that the system sets on a file's size stands for it."""
+    mount = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    mount.append(f'mount -t tmpfs -o size=8m none {tmp_path} && head -c 3000000 /dev/zero > {tmp_path}/ballast && "$@"')
+    mount.append("sh")
+    can_mount = shutil.which("unshare") and subprocess.run([*mount, "true"], capture_output=True).returncode == 0
+    (tmp_path / "ballast").touch()
+    if kind == "small file system" and can_mount:
+        process = child(tmp_path / "store", LARGE, FILL, tmp_path / "ballast", 0, before=tuple(mount))
+    else:
+        process = child(tmp_path / "store", LARGE, FILL, tmp_path / "ballast", 3_000_000)
+    assert finish(process) == "done\n"
+
+
+# Pruned
+
+
+def test_prune_by_age_and_size(store, tmp_path):
+    old, new = store.space({"age": "old"}), store.space({"age": "new"})
+    store.write(old, entries(range(100)))
+    store.set_speed(old, 0.5)
+    store.add_decodable("settings", [key(0)[0]])
+    moment = datetime.now(UTC)
+    store.write(new, entries(range(100)))
+    store.add_decodable("settings", [key(1)[0]])
+    store.present(old, keys(range(90, 100)))
+    store.set_speed(new, 0.5)
+
+    assert store.prune() == store.prune(max_bytes=LARGE) == store.prune(unused_since=datetime(2000, 1, 1, tzinfo=UTC))
+    before = store.size
+    pruned = store.prune(unused_since=moment)
+    assert pruned.entries == 90
+    assert pruned.bytes == before - store.size > 0.7 * sum(map(len, values(range(90))))
+    assert store.present(old, keys(range(100))) == [False] * 90 + [True] * 10
+    assert all(store.present(new, keys(range(100))))
+    assert [store.decodable("settings", key(n)[0]) for n in (0, 1)] == [False, True]
+    assert {held.description["age"]: held.entries for held in store.held()} == {"old": 10, "new": 100}
+
+    store.prune(max_bytes=600_000)
+    assert 400_000 < store.size <= 700_000
+    assert store.read(old, keys(range(90, 100)))[0] is None, "the older went first"
+    assert [held.description for held in store.held()] == [{"age": "new"}]
+    assert store.speed(old) is None
+    assert store.speed(new) == 0.5
+
+    assert store.prune(max_bytes=0).entries > 0
+    assert store.held() == []
+    assert store.size < 200_000
+    store.write(old, entries(range(100)))
+    assert store.read(old, keys(range(100))) == values(range(100))
+    assert store.held()[0].description == {"age": "old"}
+    assert sound(tmp_path)
+
+
+# What it costs
+
+LARGE_STORE = """
+import resource
+blob = bytes(1 << 16)
+for start in range(0, 1600, 50):
+    store.write(space, [(key(n), blob) for n in range(start, start + 50)])
+for start in range(0, 1600, 50):
+    store.present(space, [key(n) for n in range(start, start + 50)])
+    assert all(store.read(space, [key(n) for n in range(start, start + 50)]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_store(tmp_path):
+    """100 MB written and read in pieces of 3 MB, in a process that takes some 15 MB from the start."""
+    assert int(finish(child(tmp_path, LARGE, LARGE_STORE))) < 50_000  # kB

@@ -4,24 +4,30 @@ import errno
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import filesize
 from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
 
 from pipeline.console import Console
-from pipeline.errors import ConfigError, DataError, GraftError, TrackingError
+from pipeline.errors import CacheError, ConfigError, DataError, GraftError, TrackingError
 from pipeline.quiet import import_tensorflow
+
+if TYPE_CHECKING:
+    from pipeline.activations import Held
 
 app = typer.Typer(
     help="Pictures and an ImageNet-pretrained network in, a tracked, exported classifier out.",
@@ -167,6 +173,67 @@ def schema() -> None:
 
 
 @app.command()
+def cache(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A store's folder, or the output_dir of the runs that fill it.")
+    ] = Path("runs/activations"),
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Keep this much, e.g. 2GB: the least recently used goes first. 0: nothing."),
+    ] = None,
+    unused_for: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Remove what was not used for so long, e.g. 30d or 12h.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List what is kept of frozen layers, and remove what is no longer needed."""
+    with _errors_in_words():
+        from pipeline.activations import FILE, Store
+
+        size = None if keep is None else _bytes(keep)
+        moment = None if unused_for is None else datetime.now(UTC) - _age(unused_for)
+        found = next((place for place in (folder, folder / "activations") if (place / FILE).is_file()), None)
+        if found is None:
+            raise CacheError(
+                f"There is no activation store to look at: neither {folder} nor its folder activations holds an "
+                f"{FILE}. Give the output_dir of a run, or its cache.dir. With cache: off a run keeps nothing."
+            )
+        # Nothing is written here, so nothing is removed to make room, whatever the store's own limit is.
+        limit = shutil.disk_usage(found).total
+        with Store(found, limit, Console().warn) as store:
+            removed = None if size is None and moment is None else store.prune(size, moment)
+            held = (
+                store.held() if store.path.exists() else []
+            )  # An emptied store has no file; a look must not make one.
+            on_disk = store.size
+        if as_json:
+            print(
+                json.dumps(
+                    {
+                        "file": str(store.path),
+                        "bytes": on_disk,
+                        "removed": removed and {"activations": removed.entries, "bytes": removed.bytes},
+                        "held": [
+                            {
+                                "activations": part.entries,
+                                "bytes": part.bytes,
+                                "last_used": part.last_used.isoformat(timespec="seconds"),
+                                "of": part.description,
+                            }
+                            for part in held
+                        ],
+                    }
+                )
+            )
+            return
+        if removed is not None:
+            print(f"removed {removed.entries:,} activations, {filesize.decimal(removed.bytes)} given back")
+        if held:
+            _print_held(held)
+        print(f"{store.path}: " + (f"{filesize.decimal(on_disk)} on disk" if held else "nothing is kept"))
+
+
+@app.command()
 def sync(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, e.g. runs/NAME/TIME.")],
 ) -> None:
@@ -274,6 +341,52 @@ def _print_blocks(name: str) -> None:
             "x".join(str(size) for size in layers[-1].output.shape[1:]),
         )
     _out().print(table)
+
+
+def _print_held(held: "list[Held]") -> None:
+    table = Table("frozen up to", box=None, header_style="bold")
+    for name in ("count", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("shape", "dtype", "engine", "last used"):
+        table.add_column(name, no_wrap=True)
+    networks: dict[str, list[Held]] = {}
+    for part in held:
+        options = "".join(f" {key}={value}" for key, value in part.description["options"].items())
+        networks.setdefault(f"{part.description['backbone']}{options}", []).append(part)
+    for network, parts in networks.items():
+        table.add_row(f"[dim]{escape(network)}[/dim]")
+        for part in parts:
+            of, size = part.description, filesize.decimal(part.bytes)
+            shape = "x".join(map(str, of["shape"]))
+            table.add_row(
+                escape(of["cut"]), f"{part.entries:,}", size, shape, of["dtype"], of["engine"], _ago(part.last_used)
+            )
+    count, total = sum(part.entries for part in held), sum(part.bytes for part in held)
+    table.add_row("[dim]in all[/dim]", f"{count:,}", filesize.decimal(total))
+    _out().print(table)
+
+
+def _ago(moment: datetime) -> str:
+    hours = int((datetime.now(UTC) - moment) / timedelta(hours=1))
+    if hours < 1:
+        return "just now"
+    return f"{hours} h ago" if hours < 48 else f"{hours // 24} d ago"
+
+
+def _bytes(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter
+
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"--keep must be a size such as 2GB, 500MB or 0. Received: {text!r}.") from None
+
+
+def _age(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d{1,5})([dh])", text.strip())
+    if match is None:
+        raise ConfigError(f"--unused-for must be days or hours such as 30d or 12h. Received: {text!r}.")
+    return int(match[1]) * (timedelta(days=1) if match[2] == "d" else timedelta(hours=1))
 
 
 def main() -> None:

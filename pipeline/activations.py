@@ -73,6 +73,9 @@ UNUSABLE = {
     sqlite3.SQLITE_NOLFS,
 }
 
+# UnicodeDecodeError: SQLite quotes what it cannot read.
+BROKEN = (sqlite3.DatabaseError, UnicodeDecodeError)
+
 Key = tuple[bytes, bytes]  # picture's SHA-256 (32 bytes), view
 Result = TypeVar("Result")
 
@@ -101,12 +104,15 @@ class _Space:
     digest: bytes
 
 
-class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly, so that it ends with its thread."""
+@dataclass(eq=False)
+class _Session:
+    """A thread's connection, which ends with the thread, and the file that it is to: names pass to other files."""
+
+    db: sqlite3.Connection
+    inode: int | None
 
     def __del__(self) -> None:
-        with suppress(sqlite3.Error):
-            self.close()
+        self.db.close()
 
 
 class Store:
@@ -127,11 +133,12 @@ class Store:
         self.max_bytes = max_bytes
         self._warn = warn
         self._warnings: set[str] = set()
+        self._examined = False
         self._opened = _now()
         self._spaces: dict[int, _Space] = {}
         self._lock = threading.Lock()
         self._local = threading.local()
-        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._sessions: weakref.WeakSet[_Session] = weakref.WeakSet()
         self._closed = False
         self._do(lambda db: None)
 
@@ -149,7 +156,7 @@ class Store:
         except CacheError:
             return self._do(lambda db: self._present(db, space, keys, mark=False))
 
-    def _present(self, db: _Connection, space: int, keys: Sequence[Key], mark: bool) -> list[bool]:
+    def _present(self, db: sqlite3.Connection, space: int, keys: Sequence[Key], mark: bool) -> list[bool]:
         there = [False] * len(keys)
         now = _now()
         with _transaction(db, "IMMEDIATE" if mark else "DEFERRED"):
@@ -180,7 +187,7 @@ class Store:
                 self._do(lambda db: self._remove(db, space, damaged))
         return values
 
-    def _read(self, db: _Connection, space: int, keys: Sequence[Key]) -> tuple[list[bytes | None], list[Key]]:
+    def _read(self, db: sqlite3.Connection, space: int, keys: Sequence[Key]) -> tuple[list[bytes | None], list[Key]]:
         values: list[bytes | None] = []
         damaged = []
         digest = self._spaces[space].digest
@@ -197,11 +204,16 @@ class Store:
                     damaged.append(key)
         return values, damaged
 
-    def _remove(self, db: _Connection, space: int, keys: Sequence[Key]) -> None:
+    def _remove(self, db: sqlite3.Connection, space: int, keys: Sequence[Key]) -> None:
         named = [(space, *key) for key in keys]
         with _transaction(db, "IMMEDIATE"):
             db.executemany(DELETE_VALUE, named)
             db.executemany(f"DELETE FROM activation {OF_KEY}", named)
+        # Pages that two values share would damage entries again and again. To look takes as long as to read the file.
+        if not self._examined:
+            self._examined = True
+            if not _sound(db):
+                raise sqlite3.DatabaseError("its pages are malformed")
 
     def write(self, space: int, entries: Sequence[tuple[Key, bytes]]) -> None:
         """Keeps all the entries, or none; those already there are replaced.
@@ -216,7 +228,7 @@ class Store:
         if new:
             self._do(lambda db: self._write(db, space, new))
 
-    def _write(self, db: _Connection, space: int, new: Mapping[Key, bytes]) -> None:
+    def _write(self, db: sqlite3.Connection, space: int, new: Mapping[Key, bytes]) -> None:
         now = _now()
         digest = self._spaces[space].digest
         needed = sum(map(len, new.values()))
@@ -246,7 +258,7 @@ class Store:
                 "was removed to make room will be computed again. Raise cache.max_bytes."
             )
 
-    def _insert_space(self, db: _Connection, space: int) -> None:
+    def _insert_space(self, db: sqlite3.Connection, space: int) -> None:
         """A space stands in the file from its first entry on, and again after the file was begun anew."""
         db.execute(
             "INSERT INTO space (id, description, created) VALUES (?, ?, ?)"
@@ -262,7 +274,7 @@ class Store:
     def set_speed(self, space: int, seconds_per_image: float) -> None:
         """Notes the seconds that computing one activation of the space took."""
 
-        def work(db: _Connection) -> None:
+        def work(db: sqlite3.Connection) -> None:
             with _transaction(db, "IMMEDIATE"):
                 self._insert_space(db, space)
                 db.execute("UPDATE space SET seconds_per_image = ? WHERE id = ?", (float(seconds_per_image), space))
@@ -283,7 +295,7 @@ class Store:
         number, now = _number(pixels)[0], _now()
         rows = [(number, picture, now) for picture in sorted(set(pictures))]
 
-        def work(db: _Connection) -> None:
+        def work(db: sqlite3.Connection) -> None:
             with _transaction(db, "IMMEDIATE"):
                 db.executemany("INSERT OR REPLACE INTO decodable VALUES (?, ?, ?)", rows)
 
@@ -318,36 +330,42 @@ class Store:
     def prune(self, max_bytes: int | None = None, unused_since: datetime | None = None) -> Pruned:
         """Removes what was not used since a moment (with its time zone), then the least recently used beyond max_bytes.
 
-        The room is given back to the file system. An empty store still takes some hundred kB.
+        The room is given back to the file system. To remove needs a little room in the log, but for max_bytes 0, which
+        removes the file as a whole and so works on a full disk.
 
         Raises:
             CacheError: the file cannot be written.
         """
-
-        def work(db: _Connection) -> int:
-            with _transaction(db, "IMMEDIATE"):
-                before = _count(db)
-                if unused_since is not None:
-                    moment = int(unused_since.timestamp() * 1e6)
-                    self._delete(db, "used < ?", (moment,))
-                    db.execute("DELETE FROM decodable WHERE added < ?", (moment,))
-                if max_bytes is not None and _live(db) > max_bytes:
-                    self._evict(db, max_bytes)
-                db.execute("DELETE FROM space WHERE id NOT IN (SELECT DISTINCT space FROM activation)")
-                removed = before - _count(db)
-            self._settle(db, 0)
-            return removed
-
         before = self.size
-        removed = self._do(work)
+        if max_bytes == 0:
+            removed = self._do(_count)
+            self._local.session = None
+            with self._alone():
+                self._unlink()
+        else:
+            removed = self._do(lambda db: self._prune(db, max_bytes, unused_since))
         return Pruned(removed, max(before - self.size, 0))
+
+    def _prune(self, db: sqlite3.Connection, max_bytes: int | None, unused_since: datetime | None) -> int:
+        with _transaction(db, "IMMEDIATE"):
+            before = _count(db)
+            if unused_since is not None:
+                moment = int(unused_since.timestamp() * 1e6)
+                self._delete(db, "used < ?", (moment,))
+                db.execute("DELETE FROM decodable WHERE added < ?", (moment,))
+            if max_bytes is not None:
+                self._evict(db, max_bytes)
+            db.execute("DELETE FROM space WHERE id NOT IN (SELECT DISTINCT space FROM activation)")
+            removed = before - _count(db)
+        self._settle(db, 0)
+        return removed
 
     def close(self) -> None:
         """Closes the file in all threads; none may be using it."""
         self._closed = True
         with self._alone():
-            for db in list(self._connections):
-                db.close()
+            for session in list(self._sessions):
+                session.db.close()
 
     def __enter__(self) -> Self:
         return self
@@ -357,11 +375,11 @@ class Store:
     ) -> None:
         self.close()
 
-    def _delete(self, db: _Connection, condition: str, values: Sequence[int]) -> None:
+    def _delete(self, db: sqlite3.Connection, condition: str, values: Sequence[int]) -> None:
         db.execute(f"DELETE FROM value WHERE id IN (SELECT value FROM activation WHERE {condition})", values)
         db.execute(f"DELETE FROM activation WHERE {condition}", values)
 
-    def _evict(self, db: _Connection, goal: int, spared: int = -1) -> int:
+    def _evict(self, db: sqlite3.Connection, goal: int, spared: int = -1) -> int:
         """Removes the least recently used, but what was used at the moment `spared`, until the rest takes `goal` bytes.
 
         Pages count, not bytes, and a page is free only when all in it is: hence the rounds.
@@ -373,7 +391,7 @@ class Store:
         while (excess := _live(db) - goal) > 0:
             last = None
             rows = db.execute(
-                "SELECT used, value, bytes FROM activation WHERE used != ? ORDER BY used, value", (spared,)
+                "SELECT used, value, bytes FROM activation WHERE used IS NOT ? ORDER BY used, value", (spared,)
             )
             for used, value, size in rows:
                 last = moment, _ = _whole(used), _whole(value)
@@ -384,101 +402,96 @@ class Store:
             if last is None:
                 db.execute("DELETE FROM decodable")
                 break
-            self._delete(db, "used != ? AND (used, value) <= (?, ?)", (spared, *last))
+            self._delete(db, "used IS NOT ? AND (used, value) <= (?, ?)", (spared, *last))
         return moment
 
-    def _settle(self, db: _Connection, max_bytes: int) -> None:
+    def _settle(self, db: sqlite3.Connection, max_bytes: int) -> None:
         """Cuts off what the file holds beyond max_bytes and is free, and folds in a log that has become large."""
         with suppress(sqlite3.OperationalError):  # a full disk: what was committed before stays so
             over = min(_pragma(db, "freelist_count"), _pragma(db, "page_count") - max_bytes // PAGE)
             piece = LARGE_LOG // PAGE  # what is moved passes through the log
             for start in range(0, over, piece):
-                db.execute(f"PRAGMA incremental_vacuum({min(piece, over - start)})").fetchall()
+                # It takes a step a page, of which execute() makes one.
+                db.executescript(f"PRAGMA incremental_vacuum({min(piece, over - start)})")
                 self._fold(db)
         if max_bytes == 0 or _size(self._files()[1]) > LARGE_LOG:
             self._fold(db)
 
-    def _fold(self, db: _Connection) -> None:
+    def _fold(self, db: sqlite3.Connection) -> None:
         """Moves the log into the file and cuts it. What was committed stays so, whether that succeeds or not."""
         with suppress(sqlite3.OperationalError):
             db.execute("PRAGMA busy_timeout = 2000")  # milliseconds: readers are not worth a long wait here
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         db.execute(f"PRAGMA busy_timeout = {int(BUSY * 1000)}")
 
-    def _do(self, work: Callable[[_Connection], Result]) -> Result:
+    def _do(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Runs work on this thread's connection, and again on a new file when this one is damaged."""
         for _ in range(3):
+            session = self._session()
             try:
-                return work(self._connection())
+                return work(session.db)
             except sqlite3.ProgrammingError:
                 raise
-            except sqlite3.DatabaseError as error:
-                if not self._damaged(error):
-                    if self._local.db is not None:
-                        self._fold(self._local.db)  # what was rolled back still takes room in the log
+            except BROKEN as error:
+                if not self._damaged(session.db, error):
+                    self._fold(session.db)  # what was rolled back still takes room in the log
                     raise self._error(error) from error
-                self._begin_anew(error)
-        raise CacheError(
-            f"The activation store {self.path} was damaged, and so is the new one begun in its place. Check its disk, "
-            "put it elsewhere with cache.dir, or do without it with cache: off."
-        )
+                with self._alone():
+                    self._remove_file(session.inode, error)
+        raise self._hopeless()
 
-    def _connection(self) -> _Connection:
+    def _session(self) -> _Session:
         """This thread's connection to the file that has the name now."""
         assert not self._closed, "the store is closed"
-        db: _Connection | None = getattr(self._local, "db", None)
-        if db is None or self._local.inode != _inode(self.path):
-            self._local.db = self._local.inode = None
-            if db is not None:
-                # The file was removed or replaced. SQLite notices that it has moved and leaves its successor's log.
-                db.close()
-            self._local.db = db = self._open()
-        return db
+        session: _Session | None = getattr(self._local, "session", None)
+        if session is None or session.inode != _inode(self.path):
+            # A connection to a file that was removed or replaced ends here. SQLite notices that the file has moved, and
+            # leaves the log of its successor alone.
+            self._local.session = session = None
+            self._local.session = session = self._open()
+            self._sessions.add(session)
+        return session
 
-    def _open(self) -> _Connection:
+    def _open(self) -> _Session:
         with self._alone():
-            if not self.path.exists():
-                for path in self._files()[1:]:  # a log left alone would be taken for the new file's
-                    path.unlink(missing_ok=True)
-            db = sqlite3.connect(
-                self.path, timeout=BUSY, isolation_level=None, check_same_thread=False, factory=_Connection
-            )
-            self._local.inode = _inode(self.path)
-            try:
-                self._set_up(db)
-            except BaseException:
-                db.close()
-                raise
-            self._connections.add(db)
-            return db
+            for _ in range(3):
+                session = None
+                try:
+                    db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+                    session = _Session(db, _inode(self.path))
+                    self._set_up(db)
+                    return session
+                except BROKEN as error:
+                    if session is None or not self._damaged(session.db, error):
+                        raise self._error(error) from error
+                    self._remove_file(session.inode, error)
+        raise self._hopeless()
 
-    def _set_up(self, db: _Connection) -> None:
+    def _set_up(self, db: sqlite3.Connection) -> None:
         db.text_factory = bytes  # text that is damaged cannot fail to decode
-        for pragma in (
-            f"page_size = {PAGE}",
-            "auto_vacuum = INCREMENTAL",
-            "cache_size = -4096",  # KiB
-            "mmap_size = 0",  # memory must not grow with the store, nor a lost page be a SIGBUS
-            "cell_size_check = ON",
-            "journal_mode = WAL",
-            f"journal_size_limit = {LARGE_LOG}",
-            "synchronous = NORMAL",
-        ):
+        # 4 MiB of cache and no mapping: memory must not grow with the store, nor a page that is lost be a SIGBUS.
+        for pragma in ("cache_size = -4096", "mmap_size = 0", "cell_size_check = ON"):
             db.execute(f"PRAGMA {pragma}").fetchall()
-        with _transaction(db, "IMMEDIATE"):
-            if not _pragma(db, "application_id") and not db.execute("SELECT 1 FROM sqlite_schema").fetchone():
-                for statement in SCHEMA:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION}")
-                db.execute(f"PRAGMA user_version = {FORMAT}")
+        if not _pragma(db, "page_count"):
+            db.execute(f"PRAGMA page_size = {PAGE}")
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        new = not db.execute("SELECT 1 FROM sqlite_schema").fetchone()
         application, version = _pragma(db, "application_id"), _pragma(db, "user_version")
-        if (application, version) != (APPLICATION, FORMAT):
+        if not new and (application, version) != (APPLICATION, FORMAT):
             other = f"format {version}" if application == APPLICATION else "another program's file"
             raise CacheError(
                 f"{self.path} is not an activation store that this version of Graft can use. Expected format {FORMAT}, "
                 f"received {other}. Remove the file, put the store elsewhere with cache.dir, or do without it with "
                 "cache: off."
             )
+        for pragma in ("journal_mode = WAL", f"journal_size_limit = {LARGE_LOG}", "synchronous = NORMAL"):
+            db.execute(f"PRAGMA {pragma}").fetchall()
+        if new:
+            with _transaction(db, "IMMEDIATE"):
+                for statement in SCHEMA:
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {APPLICATION}")
+                db.execute(f"PRAGMA user_version = {FORMAT}")
         if _pragma(db, "auto_vacuum") != 2 or _pragma(db, "page_size") != PAGE:
             raise sqlite3.DatabaseError("its header is malformed")
 
@@ -493,27 +506,31 @@ class Store:
         except OSError as error:
             raise self._error(error) from error
 
-    def _begin_anew(self, error: sqlite3.DatabaseError) -> None:
-        """Removes the damaged file, unless another thread or process has."""
-        with self._alone():
-            if self._local.inode != _inode(self.path):
-                return
-            for path in self._files():
-                path.unlink(missing_ok=True)
-        self._warn(
-            f"The activation store {self.path} is damaged ({error}): it is begun anew, and what it held is computed "
-            "again."
-        )
+    def _remove_file(self, inode: int | None, error: Exception) -> None:
+        """Removes the damaged file, unless another thread or process has. The name is ours alone meanwhile."""
+        if inode == _inode(self.path):
+            self._unlink()
+            self._warn(
+                f"The activation store {self.path} is damaged ({error}): it is begun anew, and what it held is "
+                "computed again."
+            )
+
+    def _unlink(self) -> None:
+        for path in self._files():
+            path.unlink(missing_ok=True)
 
     def _files(self) -> tuple[Path, Path, Path]:
         """The file, its write-ahead log and the log's index."""
         return self.path, self.path.with_name(f"{FILE}-wal"), self.path.with_name(f"{FILE}-shm")
 
-    def _damaged(self, error: sqlite3.DatabaseError) -> bool:
+    def _damaged(self, db: sqlite3.Connection, error: Exception) -> bool:
         """Whether the file is damaged, rather than cannot be used now."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        if code == sqlite3.SQLITE_READONLY:  # the header can say so too
+        if code == sqlite3.SQLITE_READONLY:  # a header that is damaged can say so
             return os.access(self.path, os.W_OK)
+        if code == sqlite3.SQLITE_FULL and shutil.disk_usage(self.path.parent).free > LARGE_LOG:
+            # The system limits how large a file may be, or a number of a page is damaged and lies beyond all files.
+            return not _sound(db)
         return code not in UNUSABLE
 
     def _error(self, error: Exception) -> CacheError:
@@ -526,6 +543,12 @@ class Store:
             f"The activation store {self.path} cannot be used: {error}{free}. Make room or mend what is wrong, let it "
             f"hold less with cache.max_bytes (now {self.max_bytes / 1e6:,.0f} MB), put it elsewhere with cache.dir, or "
             "do without it with cache: off."
+        )
+
+    def _hopeless(self) -> CacheError:
+        return CacheError(
+            f"The activation store {self.path} was damaged, and so is each new one begun in its place. Check its disk, "
+            "put it elsewhere with cache.dir, or do without it with cache: off."
         )
 
     def _too_large(self, needed: int) -> CacheError:
@@ -575,7 +598,7 @@ def _now() -> int:
 
 
 @contextmanager
-def _transaction(db: _Connection, kind: str) -> Iterator[None]:
+def _transaction(db: sqlite3.Connection, kind: str) -> Iterator[None]:
     db.execute(f"BEGIN {kind}")
     try:
         yield
@@ -586,17 +609,25 @@ def _transaction(db: _Connection, kind: str) -> Iterator[None]:
         raise
 
 
-def _pragma(db: _Connection, name: str) -> int:
+def _pragma(db: sqlite3.Connection, name: str) -> int:
     value: int = db.execute(f"PRAGMA {name}").fetchone()[0]
     return value
 
 
-def _live(db: _Connection) -> int:
+def _live(db: sqlite3.Connection) -> int:
     """Bytes of the pages in use."""
     return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * PAGE
 
 
-def _count(db: _Connection) -> int:
+def _sound(db: sqlite3.Connection) -> bool:
+    """Whether SQLite's own pages are; it reads the whole file."""
+    try:
+        return db.execute("PRAGMA quick_check(1)").fetchall() == [(b"ok",)]
+    except BROKEN:
+        return False
+
+
+def _count(db: sqlite3.Connection) -> int:
     count: int = db.execute("SELECT COUNT(*) FROM activation").fetchone()[0]
     return count
 

@@ -15,6 +15,9 @@ import tensorflow as tf
 
 from pipeline.config import Augment
 
+# Raised by one whenever the same picture, settings and seed would give another picture than before.
+VERSION = 1
+
 _RANGE = (0, 255)
 
 

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline import augment
+from pipeline import augment, trunk
 from pipeline.activations import Store
 from pipeline.config import Cache, Data, RunConfig
 from pipeline.console import Console
@@ -30,7 +30,6 @@ Batch = tuple[Any, Any, Any]
 """Features float32 [n, ...], labels float32 [n, C], one-hot or mixed, and counts float32 [n]: 1, or 0 for a picture
 that only fills a batch up to one for each device. Tensors, or one of each for each device of the strategy."""
 
-_SAMPLE = 16  # Pictures on which engines and the store are tried and timed.
 _AHEAD = max(2, min(WORKERS, 4))  # Batches that are being read while one is trained on.
 
 
@@ -82,7 +81,7 @@ class Pictures:
 
 
 class Feed:
-    """The batches of one phase."""
+    """The batches of one phase, read ahead by threads of its own until it is closed."""
 
     def __init__(self, pictures: Pictures, division: Division, phase: int, epochs: int, console: Console) -> None:
         """Decides what is read from the store, and computes what is missing there.
@@ -95,22 +94,23 @@ class Feed:
             console: hears what was decided, and why.
         """
         self._pictures, self._phase = pictures, phase
+        self._pool = ThreadPoolExecutor(WORKERS)
+        self._devices = tf.distribute.get_strategy().num_replicas_in_sync
         self._contents = pictures.train.contents
         shape = pictures.train.image_shape
         self._views = Views(pictures.data.augment, shape)
         self._seeds = _seeds_of_views(pictures.seed, pictures.data.views or 1)
         self._mix = augment.mixture(pictures.data.augment, shape, pictures.classes)
-        self._frozen: Frozen | None = None
         self._train_kept = False
-        rounded: Callable[[Any], Any] = lambda features: features  # noqa: E731
+        self._frozen: Frozen | None = None
+        self._below = trunk.compiled(division.frozen)
         if division.cut is not None:  # Else only normalisation is frozen: nothing is worth keeping.
+            dtype = None if pictures.cache.use == "off" else pictures.cache.dtype
             self._frozen = Frozen(
-                division, self._views, None if pictures.cache.use == "off" else pictures.cache.dtype,
-                pictures.settings, pictures.store, self._sample, console,
-            )  # fmt: skip
+                division, self._views, dtype, pictures.settings, pictures.store, pictures.train, console
+            )
+            self._below = trunk.compiled(division.frozen, self._frozen.rounded)
             self._prepare(self._frozen, epochs, console)
-            rounded = self._frozen.rounded
-        self._below = _compiled(division.frozen, rounded)
         self._below_on_devices = _on_devices(self._below)
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
@@ -119,13 +119,10 @@ class Feed:
         How a picture is changed follows from its content and a seed, not from its place in the order.
         """
         order, seeds, anew = self._draw(epoch)
-        devices = tf.distribute.get_strategy().num_replicas_in_sync
         size = self._pictures.data.batch_size
         batches = [(order[a : a + size], seeds[a : a + size]) for a in range(0, len(order), size)]
-        with (
-            ThreadPoolExecutor(WORKERS) as pool,
-            closing(in_order(pool, partial(self._read, anew=anew, devices=devices), batches, _AHEAD)) as ready,
-        ):
+        read = partial(self._read, anew=anew)
+        with closing(in_order(self._pool, read, batches, _AHEAD)) as ready:
             for is_features, *batch in ready:
                 inputs, labels, counts = map(_to_devices, batch)
                 yield inputs if is_features else self._below_on_devices(inputs), labels, counts
@@ -135,17 +132,9 @@ class Feed:
         split, size = self._pictures.validation, self._pictures.data.batch_size
         rows = np.arange(len(split))
         plain = np.full(len(split), PLAIN, np.int32)
-        with (
-            ThreadPoolExecutor(WORKERS) as pool,
-            closing(
-                in_order(
-                    pool,
-                    lambda batch: self._features(split, batch, plain[batch]),
-                    (rows[a : a + size] for a in range(0, len(rows), size)),
-                    _AHEAD,
-                )
-            ) as ready,
-        ):
+        batches = (rows[a : a + size] for a in range(0, len(rows), size))
+        read = lambda batch: self._features(split, batch, plain[batch])  # noqa: E731
+        with closing(in_order(self._pool, read, batches, _AHEAD)) as ready:
             for is_features, inputs in ready:
                 yield tf.constant(inputs) if is_features else self._below(tf.constant(inputs))
 
@@ -159,6 +148,9 @@ class Feed:
             f"{spared / frozen.uses:.0%} of {frozen.uses:,} activations from the store, "
             f"{spared * frozen.seconds:.1f} s of forward passes saved"
         )
+
+    def close(self) -> None:
+        self._pool.shutdown()
 
     def _prepare(self, frozen: Frozen, epochs: int, console: Console) -> None:
         pictures = self._pictures
@@ -187,12 +179,10 @@ class Feed:
             return order, np.full(len(order), anew, np.int32), anew
         return order, self._seeds[random.integers(len(self._seeds), size=len(order))], anew
 
-    def _read(
-        self, batch: tuple[np.ndarray, np.ndarray], anew: int, devices: int
-    ) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, batch: tuple[np.ndarray, np.ndarray], anew: int) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
         """Whether these are features already, features or pixels, labels, and counts."""
         rows, seeds = batch
-        filled = len(rows) + -len(rows) % devices
+        filled = len(rows) + -len(rows) % self._devices
         counts = (np.arange(filled) < len(rows)).astype(np.float32)
         rows, seeds = np.resize(rows, filled), np.resize(seeds, filled)
         train = self._pictures.train
@@ -215,16 +205,10 @@ class Feed:
     def _through(self, views: np.ndarray) -> tuple[bool, np.ndarray]:
         if self._frozen is None:
             return False, views
-        if self._frozen.forward.engine == "tensorflow":
+        if self._devices > 1 and self._frozen.forward.engine == trunk.TENSORFLOW:
             self._frozen.count(uses=len(views), computed=len(views))
             return False, views
         return True, self._frozen.compute(views)
-
-    def _sample(self) -> np.ndarray:
-        train = self._pictures.train
-        _, images = next(batches := train.stream(np.arange(min(_SAMPLE, len(train))), _SAMPLE))
-        batches.close()
-        return images.astype(np.float32)
 
 
 def _why_train_is_not_kept(data: Data) -> str | None:
@@ -242,12 +226,6 @@ def _seeds_of_views(seed: int, views: int) -> np.ndarray:
     """int32 [views]: PLAIN, then a seed for each augmentation. More views leave the first ones as they are."""
     digests = (hashlib.sha256(f"{seed} view {number}".encode()).digest() for number in range(1, views))
     return np.array([PLAIN, *(int.from_bytes(digest[:4], "big") & 0x7FFFFFFF for digest in digests)], np.int32)
-
-
-def _compiled(frozen: Any, rounded: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """float32 [n, H, W, 3] to features, traced once for all n."""
-    signature = [tf.TensorSpec(frozen.input_shape, tf.float32)]
-    return tf.function(lambda images: rounded(frozen(images, training=False)), input_signature=signature)  # type: ignore[no-any-return]
 
 
 def _on_devices(function: Callable[[Any], Any]) -> Callable[[Any], Any]:

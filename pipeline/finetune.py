@@ -7,6 +7,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import keras
@@ -52,10 +53,10 @@ def finetune(
         division = divide(network, phase)
         before = fingerprint(division.unchanging)
         console.say(f"phase {number + 1}/{len(phases)}: {_summary(phase, division, network)}")
-        feed = Feed(pictures, division, number, phase.epochs, console)
-        for record in _train(division, phase, pictures, feed, console):
-            history.append(replace(record, phase=number + 1, epoch=len(history) + 1))
-            on_epoch(history[-1])
+        with closing(Feed(pictures, division, number, phase.epochs, console)) as feed:
+            for record in _train(division, phase, pictures, feed, console):
+                history.append(replace(record, phase=number + 1, epoch=len(history) + 1))
+                on_epoch(history[-1])
         console.say(_account(number + 1, [epoch for epoch in history if epoch.phase == number + 1], feed))
         changed = [name for name, digest in fingerprint(division.unchanging).items() if before[name] != digest]
         if changed:
@@ -195,16 +196,17 @@ def _compiled_step(
         return tuple(distribution.reduce(tf.distribute.ReduceOp.SUM, total, axis=None) for total in sums)
 
     if devices > 1:
-        return tf.function(step, reduce_retracing=True)  # type: ignore[no-any-return]
-    # Traced once, for batches of any size.
+        return tf.function(step, reduce_retracing=True, autograph=False)  # type: ignore[no-any-return]
+    # Traced once, for batches of any size, and called without the search for the trace that fits.
     shapes = [trained.input_shape, trained.output_shape, [None]]
-    return tf.function(step, input_signature=[tf.TensorSpec(shape, tf.float32) for shape in shapes])  # type: ignore[no-any-return]
+    signature = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
+    return tf.function(step, autograph=False).get_concrete_function(*signature)  # type: ignore[no-any-return]
 
 
 def _compiled(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
     """A model in inference mode, traced once for all batch sizes."""
-    signature = [tf.TensorSpec(model.input_shape, tf.float32)]
-    return tf.function(lambda inputs: model(inputs, training=False), input_signature=signature)  # type: ignore[no-any-return]
+    function = tf.function(lambda inputs: model(inputs, training=False), autograph=False)
+    return function.get_concrete_function(tf.TensorSpec(model.input_shape, tf.float32))  # type: ignore[no-any-return]
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:

@@ -6,7 +6,7 @@ Shape letters: n pictures, H height, W width; ... the shape of one picture's act
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from threading import Lock
@@ -29,6 +29,7 @@ from pipeline.splits import Split
 PLAIN = -1
 """The view of a picture that is not augmented. Any other number is the seed of an augmentation."""
 
+_TRIAL = 16  # Pictures on which engines and the store are tried.
 _CHUNK = 32  # Views that go through the layers together, and into the store.
 _LARGEST = {"float16": 65504.0}
 
@@ -40,7 +41,8 @@ class Views:
     """
 
     def __init__(self, settings: Augment, image_shape: tuple[int, int, int]) -> None:
-        self._settings = json.dumps(settings.of_each, sort_keys=True)
+        alone = settings.model_dump(mode="json", exclude={"mixup", "cutmix"})
+        self._settings = json.dumps(alone | {"version": augment.VERSION}, sort_keys=True)
         self._change = augment.augmentation(settings, image_shape)
 
     def pixels(self, images: np.ndarray, contents: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -81,7 +83,7 @@ class Frozen:
         dtype: str | None,
         settings: dict[str, Any],
         store: Store | None,
-        sample: Callable[[], np.ndarray],
+        trial: Split,
         console: Console,
     ) -> None:
         """
@@ -91,7 +93,7 @@ class Frozen:
             dtype: what activations are rounded to, whether they are kept or not; None leaves them as they are.
             settings: what decides an activation besides the layers, the picture and its view.
             store: where they are kept; None where they are not.
-            sample: gives a few pictures of the data, float32 [n, H, W, 3] in 0..255.
+            trial: its first pictures are what engines are compared on, and what engine and store are timed on.
             console: hears of trouble.
         """
         self.kept = False
@@ -102,7 +104,7 @@ class Frozen:
         self._views = views
         self._dtype = dtype
         self._store = store
-        self._sample = sample
+        self._trial = trial
         self._console = console
         self._settings = settings | {
             "cut": division.cut,
@@ -112,6 +114,7 @@ class Frozen:
         }
         self._space = 0
         self._engine = trunk.preferred_engine()
+        self._agreed = False
         self._forward: trunk.Forward | None = None
         self._starting, self._counting = Lock(), Lock()
 
@@ -120,7 +123,7 @@ class Frozen:
         """The forward pass, started when it is first needed."""
         with self._starting:
             if self._forward is None:
-                self._forward = trunk.fastest(self._layers, self._sample())
+                self._forward = trunk.fastest(self._layers, self._try_on(), self._agreed)
                 self.seconds = self._forward.seconds
                 if self._forward.why:
                     self._console.say(f"  the frozen layers run on TensorFlow: {self._forward.why}")
@@ -159,20 +162,21 @@ class Frozen:
         try:
             missing = self._missing(wanted)
             if any(map(len, missing)):
-                count = sum(len(rows) for _, rows, _ in wanted)
+                count, engine = sum(len(rows) for _, rows, _ in wanted), self._engine
+                self._agreed = sum(map(len, missing)) < count  # What is there was computed by an engine that did.
                 decision = self._weigh(self._store, count, sum(map(len, missing)), uses)
                 self._console.say(f"  {decision.arithmetic}")
                 if not (decision.worth_it or always):
                     return
-                missing = self._missing(wanted)  # Again: it may be another engine by now, with a space of its own.
+                if self._engine != engine:  # Its activations have a space of their own.
+                    missing = self._missing(wanted)
                 for (split, rows, seeds), lacking in zip(wanted, missing, strict=True):
                     if len(lacking):
                         self._fill(self._store, split, rows[lacking], seeds[lacking])
             else:
                 self.seconds = self._store.speed(self._space) or 0.0
         except CacheError as error:
-            self._console.warn(f"{error} Activations are computed on the fly instead.")
-            self._store = None
+            self._end_store(error)
         else:
             self.kept = True
 
@@ -187,8 +191,12 @@ class Frozen:
             seeds: int32 [n], of their views.
         """
         assert self.kept
-        assert self._store is not None
-        found = self._store.read(self._space, self._keys(split, rows, seeds))
+        found: list[bytes | None] = [None] * len(rows)
+        if (store := self._store) is not None:
+            try:
+                found = store.read(self._space, self._keys(split, rows, seeds))
+            except CacheError as error:
+                self._end_store(error)
         lost = np.array([row for row, value in enumerate(found) if value is None], int)
         if len(lost):
             order = lost[np.argsort(rows[lost], kind="stable")]
@@ -214,18 +222,24 @@ class Frozen:
 
     def _weigh(self, store: Store, entries: int, missing: int, uses: int) -> Keeping:
         """Tries the engine and the store on a few pictures."""
-        sample = self._sample()
+        views = self._try_on()
         self._engine = self.forward.engine
         self._space = store.space(self._settings | {"engine": self._engine})
-        values = self._bytes(self.forward.run(sample))
-        # Under keys that no picture has.
-        keys: list[Key] = [(place.to_bytes(32, "big"), b"trial") for place in range(len(values))]
+        values = self._bytes(self.forward.run(views))
+        rows = np.arange(len(views))
+        keys = self._keys(self._trial, rows, np.full(len(rows), PLAIN, np.int32))
         started = time.perf_counter()
         store.write(self._space, list(zip(keys, values, strict=True)))
         store.read(self._space, keys)
         seconds = (time.perf_counter() - started) / len(values)
         store.set_speed(self._space, self.forward.seconds)
         return keeping(entries, missing, uses, len(values[0]), store.room, seconds, self.forward.seconds)
+
+    def _try_on(self) -> np.ndarray:
+        """float32 [n, H, W, 3] in 0..255: a few pictures."""
+        rows = np.arange(min(_TRIAL, len(self._trial)))
+        with closing(self._trial.stream(rows, _TRIAL)) as batches:
+            return next(batches)[1].astype(np.float32)
 
     def _fill(self, store: Store, split: Split, rows: np.ndarray, seeds: np.ndarray) -> None:
         """Computes and keeps activations of rows, ascending, decoding ahead what is not decoded yet."""
@@ -240,20 +254,25 @@ class Frozen:
                     advance(len(values), f"{done / (time.perf_counter() - started):.0f} images/s")
 
     def _recompute(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> list[bytes]:
-        assert self._store is not None
         values = []
         with closing(self._in_chunks(split, rows, seeds)) as chunks:
             for chunk, views in chunks:
                 new = self._computed(views)
                 values += new
-                if self.forward.engine == self._engine:
+                if (store := self._store) is not None and self.forward.engine == self._engine:
+                    keys = self._keys(split, rows[chunk], seeds[chunk])
                     try:
-                        self._store.write(
-                            self._space, list(zip(self._keys(split, rows[chunk], seeds[chunk]), new, strict=True))
-                        )
+                        store.write(self._space, list(zip(keys, new, strict=True)))
                     except CacheError as error:
-                        self._console.warn(str(error))
+                        self._end_store(error)
         return values
+
+    def _end_store(self, error: CacheError) -> None:
+        """For the rest of the phase. Of several threads that meet an error, one says so."""
+        with self._counting:
+            store, self._store = self._store, None
+        if store is not None:
+            self._console.warn(f"{error} Activations are computed on the fly instead.")
 
     def _in_chunks(
         self, split: Split, rows: np.ndarray, seeds: np.ndarray

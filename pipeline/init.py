@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 SHOWN: dict[type[Strict], list[str]] = {
     RunConfig: ["name", "seed", "data", "backbone", "head", "phases", "output_dir"],
     Data: ["source", "path", "image_size", "batch_size",
-           "validation_fraction", "test_fraction", "class_weights", "augment"],
+           "validation_fraction", "test_fraction", "class_weights", "augment", "views"],
     Augment: ["flip", "crop_scale", "rotation", "color"],
     BackboneConfig: ["name", "weights"],
     Head: ["hidden_units", "dropout"],
@@ -50,7 +50,13 @@ def folder_config(path: Path, backbone: str, classes: dict[str, int]) -> str:
     suggestion = policy.suggest(sum(classes.values()), len(classes), pretrained=network.imagenet)
     config = RunConfig(
         name=_name(path),
-        data=Data(source="folder", path=str(path), image_size=network.default_size, augment=suggestion.augment),
+        data=Data(
+            source="folder",
+            path=str(path),
+            image_size=network.default_size,
+            augment=suggestion.augment,
+            views=suggestion.views,
+        ),
         backbone=BackboneConfig(name=backbone, weights="imagenet" if network.imagenet else "none"),
         head=Head(dropout=0.2),
         phases=suggestion.phases,

@@ -16,11 +16,14 @@ class Suggestion:
     Attributes:
         phases: for the config, in order.
         augment: for the config.
+        views: for the config: how many of a picture, so that their activations can be kept; None where no layers stay
+            frozen for long enough to gain by it.
         reason: why, in one sentence for the user.
     """
 
     phases: list[Phase]
     augment: Augment
+    views: int | None
     reason: str
 
 
@@ -32,6 +35,7 @@ class Tier:
     pictures_per_class: int
     phases: list[Phase]
     augment: Augment
+    views: int | None
     reason: str
 
 
@@ -46,6 +50,7 @@ TIERS = [
         pictures_per_class=0,
         phases=[_head(30)],
         augment=Augment(flip="horizontal", crop_scale=0.7, rotation=10, color=0.1),
+        views=8,
         reason="too few to change pretrained layers without overfitting: the head alone learns, on augmented pictures",
     ),
     Tier(
@@ -53,6 +58,7 @@ TIERS = [
         pictures_per_class=20,
         phases=default_phases(),
         augment=Augment(flip="horizontal"),
+        views=8,
         reason="enough to train the head and then adapt the topmost layers gently",
     ),
     Tier(
@@ -69,6 +75,7 @@ TIERS = [
             ),
         ],
         augment=Augment(flip="horizontal", crop_scale=0.5),
+        views=8,
         reason="hundreds a class can move the topmost layers further: more epochs, stronger augmentation",
     ),
     Tier(
@@ -85,6 +92,7 @@ TIERS = [
             ),
         ],
         augment=Augment(flip="horizontal", crop_scale=0.5, color=0.1),
+        views=8,
         reason="tens of thousands can retrain half the network",
     ),
     Tier(
@@ -101,6 +109,7 @@ TIERS = [
             ),
         ],
         augment=Augment(flip="horizontal", crop_scale=0.4, color=0.2),
+        views=None,
         reason="hundreds of thousands can retrain every layer, starting from the pretrained weights",
     ),
 ]
@@ -120,7 +129,7 @@ def suggest(n_images: int, n_classes: int, pretrained: bool = True) -> Suggestio
     per_class = n_images / n_classes
     tier = [t for t in TIERS if n_images >= t.pictures and per_class >= t.pictures_per_class][-1]
     size = f"{n_images:,} pictures, about {per_class:,.0f} a class"
-    return Suggestion(tier.phases, tier.augment, f"{size}: {tier.reason}.")
+    return Suggestion(tier.phases, tier.augment, tier.views, f"{size}: {tier.reason}.")
 
 
 # AlexNet's recipe (Krizhevsky et al., 2012).
@@ -137,6 +146,7 @@ _FROM_SCRATCH = Suggestion(
         )
     ],
     augment=Augment(flip="horizontal", crop_scale=0.5, color=0.2),
+    views=None,
     reason="There are no pretrained weights, so every layer learns from scratch, at a much higher learning rate.",
 )
 

@@ -36,7 +36,7 @@ def run(config: RunConfig, console: Console) -> RunRecord:
         backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
         model.check_phases(backbone, row, config.phases)
 
-        with opened(config.cache, Path(config.cache_dir), console) as store, recorded(config, console) as recording:
+        with recorded(config, console) as recording, opened(config.cache, Path(config.cache_dir), console) as store:
             with recording.stage("ingest"):
                 splits = ingest.ingest(data, source, spec, recording.scratch, recording.quarantine, store, console)
                 mean = ingest.mean_to_subtract(data.mean_subtraction, splits.train)

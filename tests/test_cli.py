@@ -2,12 +2,18 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from pipeline.activations import FILE, Store
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -71,6 +77,11 @@ def test_one_backbone_shows_its_blocks(tmp_path):
         (["predict", "nowhere", "x.png"], 1, "not a model exported by graft"),
         (["sync", "nowhere"], 1, "nowhere"),
         (["ui", "nowhere"], 1, "nowhere holds no mlflow.db"),
+        (["cache"], 1, "neither runs/activations nor its folder activations holds an activations.sqlite"),
+        (["cache", "nowhere", "--keep", "0"], 1, "Give the output_dir of a run"),
+        (["cache", "--keep", "much"], 2, "a size such as 2GB, 500MB or 0. Received: 'much'"),
+        (["cache", "--keep", "-1"], 2, "Received: '-1'"),
+        (["cache", "--unused-for", "3m"], 2, "days or hours such as 30d or 12h. Received: '3m'"),
         (
             ["run", CONFIGS / "digits-0-4.yaml", "--set", f"output_dir={__file__}/runs"],
             2,
@@ -101,6 +112,102 @@ def test_init_writes_a_config_that_loads(tmp_path):
     loaded = load(tmp_path / "my.yaml")
     assert loaded.data.path == "my pets"
     assert loaded.backbone.name == "mobilenet_v2"
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A folder with an output_dir whose store holds two cuts of a network, and one of another not used for 40 days."""
+
+    def description(backbone, cut, shape, **options):
+        return {"backbone": backbone, "options": options, "cut": cut, "shape": shape, "dtype": "float16",
+                "engine": "openvino"}  # fmt: skip
+
+    folder = tmp_path / "runs" / "activations"
+    with Store(folder, 1 << 30, print) as store:
+        for number, (backbone, cut, shape, options, count) in enumerate([
+            ("lenet5", "c5", [120], {}, 3),
+            ("mobilenet", "conv_pw_9_relu", [14, 14, 128], {"alpha": 0.25}, 40),
+            ("mobilenet", "conv_pw_13_relu, avg_pool", [256], {"alpha": 0.25}, 1_200),
+        ]):  # fmt: skip
+            space = store.space(description(backbone, cut, shape, **options))
+            value = bytes(2 * shape[0] * (shape[1] * shape[2] if shape[1:] else 1))
+            store.write(space, [((bytes([number]) + i.to_bytes(31, "big"), b""), value) for i in range(count)])
+    with closing(sqlite3.connect(folder / FILE)) as db, db:
+        long_ago = int((time.time() - 40 * 24 * 3600) * 1e6)
+        db.execute("UPDATE activation SET used = ? WHERE bytes = 240", (long_ago,))
+    return tmp_path
+
+
+@pytest.mark.parametrize("where", [[], ["runs"], ["runs/activations"]])
+def test_what_is_kept_is_listed(where, store):
+    result = graft("cache", *where, cwd=store)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert [line.split() for line in result.stdout.splitlines()[:-1]] == [
+        ["frozen", "up", "to", "count", "size", "shape", "dtype", "engine", "last", "used"],
+        ["mobilenet", "alpha=0.25"],
+        ["conv_pw_13_relu,", "avg_pool", "1,200", "614.4", "kB", "256", "float16", "openvino", "just", "now"],
+        ["conv_pw_9_relu", "40", "2.0", "MB", "14x14x128", "float16", "openvino", "just", "now"],
+        ["lenet5"],
+        ["c5", "3", "720", "bytes", "120", "float16", "openvino", "40", "d", "ago"],
+        ["in", "all", "1,243", "2.6", "MB"],
+    ]
+    assert result.stdout.splitlines()[-1].startswith("runs/activations/activations.sqlite: ")
+
+
+def test_what_is_kept_as_json(store):
+    result = graft("cache", "--json", cwd=store)
+    shown = json.loads(result.stdout)
+    assert set(shown) == {"file", "bytes", "removed", "held"}
+    assert shown["removed"] is None
+    assert [(part["activations"], part["bytes"]) for part in shown["held"]] == [
+        (1200, 614_400), (40, 2_007_040), (3, 720),
+    ]  # fmt: skip
+    assert shown["held"][2]["of"]["cut"] == "c5"
+    assert datetime.fromisoformat(shown["held"][0]["last_used"]).tzinfo is not None
+
+
+def test_what_was_not_used_for_long_is_removed(store):
+    result = graft("cache", "--unused-for", "30d", cwd=store)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("removed 3 activations, ")
+    assert "lenet5" not in result.stdout
+    assert "1,240" in result.stdout
+    assert graft("cache", "--unused-for", "1h", cwd=store).stdout.startswith("removed 0 activations, ")
+
+
+def test_the_least_recently_used_is_removed_until_the_rest_fits(store):
+    before = json.loads(graft("cache", "--json", cwd=store).stdout)
+    shown = json.loads(graft("cache", "--keep", "1.5MB", "--json", cwd=store).stdout)
+    assert shown["held"][0]["of"]["cut"] == "conv_pw_13_relu, avg_pool"
+    assert shown["held"][0]["activations"] == 1200
+    assert shown["removed"]["activations"] + sum(part["activations"] for part in shown["held"]) == 1243
+    assert shown["bytes"] < 1_600_000  # with the log and its index
+    assert shown["removed"]["bytes"] > 1_000_000
+    assert before["bytes"] - shown["bytes"] >= shown["removed"]["bytes"] - 100_000
+
+
+def test_the_store_is_emptied_and_a_look_makes_no_new_one(store):
+    result = graft("cache", "runs", "--keep", "0", cwd=store)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("removed 1,243 activations, ")
+    assert result.stdout.endswith("runs/activations/activations.sqlite: nothing is kept\n")
+    again = graft("cache", "runs", cwd=store)
+    assert again.returncode == 1
+    assert not (store / "runs" / "activations" / FILE).exists()
+
+
+def test_a_look_at_the_store_imports_nothing_heavy(store):
+    program = (
+        "import sys; from pipeline.__main__ import app\n"
+        f"try: app(['cache', {str(store / 'runs')!r}, '--keep', '1GB'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'tensorflow', 'keras', 'mlflow', 'numpy', 'openvino', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "lenet5" in result.stdout
 
 
 @pytest.mark.parametrize("own", [True, False])

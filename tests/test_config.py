@@ -88,6 +88,16 @@ def test_defaults_survive_a_round_trip_through_yaml(tmp_path):
         ({"backbone": {"name": "mobilenet", "options": {"alfa": 1}}}, ["no option 'alfa'", "alpha"]),
         ({"backbone": {"name": "lenet5"}}, ["no ImageNet weights for lenet5"]),
         (data(image_size=64) | {"backbone": {"name": "lenet5", "weights": "none"}}, ["32 pixels only"]),
+        (data(views=0, augment={"flip": "both"}), ["data.views", "greater than or equal to 1", "Received: 0"]),
+        (data(views=3), ["views has no effect without data.augment's flip, crop_scale"]),
+        (data(views=3, augment={"mixup": 0.2}), ["views has no effect without data.augment's flip, crop_scale"]),
+        (data(views=1, augment={"flip": "both"}), ["views: 1 is the plain picture alone", "set more views"]),
+        ({"cache": "never"}, ["cache.use", "'auto', 'always' or 'off'", "Received: 'never'"]),
+        ({"cache": {"size": 1}}, ["cache.size: unknown key; allowed: use, dir, max_bytes, dtype"]),
+        ({"cache": {"dtype": "bfloat16"}}, ["cache.dtype", "'float16' or 'float32'", "Received: 'bfloat16'"]),
+        ({"cache": {"dir": ""}}, ["cache.dir", "at least 1 character"]),
+        ({"cache": {"max_bytes": "20 boxes"}}, ["cache.max_bytes", "byte unit: boxes", "Received: '20 boxes'"]),
+        ({"cache": {"max_bytes": "900kB"}}, ["cache.max_bytes", "1000000", "Received: '900kB'"]),
         (data(mean_subtraction="image") | {"backbone": {"name": "efficientnet_b0"}}, ["inside the network"]),
     ],
 )
@@ -108,6 +118,35 @@ def test_weights_of_no_allowed_form_are_refused(form):
 @pytest.mark.parametrize("form", ["imagenet", "none", "run:digits", "dir/a.weights.h5", "a.keras"])
 def test_weights_of_every_allowed_form_are_taken(form):
     assert config_file.parse(BASE | {"backbone": {"name": "mobilenet", "weights": form}}).backbone.weights == form
+
+
+@pytest.mark.parametrize(
+    ("views", "augment"), [(None, {}), (1, {}), (1, {"mixup": 0.2}), (2, {"flip": "both"}), (8, {"color": 0.1})]
+)
+def test_views_go_with_augmentation(views, augment):
+    assert config_file.parse(BASE | data(views=views, augment=augment)).data.views == views
+
+
+@pytest.mark.parametrize(
+    ("size", "number"), [("20GB", 20 * 10**9), ("1.5 GB", 1_500_000_000), ("2GiB", 2 * 2**30), (5_000_000, 5_000_000)]
+)
+def test_sizes_are_bytes_or_words(size, number, tmp_path):
+    tree = BASE | {"cache": {"max_bytes": size}}
+    SCHEMA.validate(tree)
+    loaded = config_file.parse(tree)
+    assert loaded.cache.max_bytes == number
+    assert load_text(tmp_path, config_file.dump(loaded)) == loaded
+
+
+def test_a_cache_is_a_word_or_settings(tmp_path):
+    assert load_text(tmp_path, TEXT + "cache: off\n").cache == config.Cache(use="off")
+    assert load_text(tmp_path, TEXT, "cache=always").cache == config.Cache(use="always")
+    loaded = load_text(tmp_path, TEXT + "cache: always\n", "cache.max_bytes=5GB", "cache.dir=kept")
+    assert loaded.cache == config.Cache(use="always", dir="kept", max_bytes=5_000_000_000)
+    assert (loaded.cache_dir, load_text(tmp_path, TEXT, "output_dir=out").cache_dir) == ("kept", "out/activations")
+    for cache in ("off", {"use": "always", "dtype": "float32"}):
+        SCHEMA.validate(BASE | {"cache": cache})
+    assert not SCHEMA.is_valid(BASE | {"cache": "never"})
 
 
 def test_all_mistakes_are_told_at_once():

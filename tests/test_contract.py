@@ -1,14 +1,17 @@
 """Every family of backbones through the whole of training: freeze, cut, one step, export, reload. One row a family."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from pipeline import export, finetune
+from pipeline import export, finetune, trunk
 from pipeline.backbones import BACKBONES
 from pipeline.config import Blocks
 from pipeline.model import divide
 from tests.exporting import exported
 from tests.networks import QUIET, data, network, phase, same, split, values
+from tests.networks import pictures as read
 
 # The smallest member of each family, as small as it gets.
 ROWS = [
@@ -44,15 +47,21 @@ def test_a_backbone_is_frozen_cut_trained_exported_and_reloaded(name, options, t
     pictures = split(4, classes=2, size=size)
 
     division = divide(net, phase(unfreeze=Blocks(blocks=1)))
-    features = division.frozen(np.float32(pictures.images(np.arange(4))), training=False)
+    pixels = np.float32(pictures.images(np.arange(4)))
+    features = division.frozen(pixels, training=False)
     np.testing.assert_allclose(
         division.trained(features, training=False), finetune.predict(net.model, pictures, 4), rtol=1e-4, atol=1e-5
     )
 
+    forward = trunk.fastest(division.frozen, pixels)
+    assert (forward.engine, forward.why) == (trunk.preferred_engine(), None)
+    expected = features.numpy()
+    np.testing.assert_allclose(forward.run(pixels), expected, atol=trunk.TOLERANCE * np.abs(expected).max())
+
     frozen, trained = values(division.unchanging), values(division.trained.trainable_variables)
     finetune.finetune(
-        net, [phase(epochs=1, unfreeze=Blocks(blocks=1), layer_decay=0.5)], data(batch_size=4), pictures, pictures, 0,
-        QUIET, lambda _: None,
+        net, [phase(epochs=1, unfreeze=Blocks(blocks=1), layer_decay=0.5)],
+        replace(read(pictures, pictures, data(batch_size=4)), classes=2), QUIET, lambda _: None,
     )  # fmt: skip
     assert same(frozen, values(division.unchanging))
     assert not same(trained, values(division.trained.trainable_variables))

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -226,33 +225,23 @@ def test_the_learning_rate_of_an_epoch_is_the_one_it_begins_with():
     assert [e.learning_rate for e in history] == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3])
 
 
-def test_how_a_picture_is_changed_follows_from_its_content_and_the_epoch():
-    pictures = split(6)
-    draw = finetune._epoch_of_batches(pictures, data(batch_size=6, augment=Augment(flip="both", color=0.5)), 3)
-    other = replace(
-        pictures, positions=pictures.positions[::-1], labels=pictures.labels[::-1], digests=pictures.digests[::-1]
-    )
-    draw_other = finetune._epoch_of_batches(other, data(batch_size=6, augment=Augment(flip="both", color=0.5)), 3)
-    images = next(iter(draw(np.random.default_rng(0))))[0].numpy()
-    images_other = next(iter(draw_other(np.random.default_rng(0))))[0].numpy()
-    order = [min(range(6), key=lambda i: np.abs(images_other[i] - image).max()) for image in images]
-    assert sorted(order) == list(range(6))
-    np.testing.assert_array_equal(images_other[order], images)
-
-
 @pytest.mark.slow
-def test_two_devices_train_as_one():
+def test_two_devices_train_as_one_with_a_store_and_without(tmp_path):
     """In a process of its own: TensorFlow divides the processor before its first use or never."""
     program = textwrap.dedent(
         """
         import numpy as np, sys, tensorflow as tf
+        from pathlib import Path
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         from tests.networks import *
+        from tests.stores import Counting
         from pipeline import finetune
-        from pipeline.config import Blocks, Head
+        from pipeline.config import Blocks, Cache, Head
         losses = []
-        for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+        one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        store = Counting(Path(sys.argv[1]))
+        for strategy, kept in ((one, None), (two, None), (two, store)):
             reproducible(0)
             with strategy.scope():
                 net = unseeded_network("lenet5", head=Head(l2=0.01))
@@ -264,14 +253,21 @@ def test_two_devices_train_as_one():
                             clip_norm=0.1, label_smoothing=0.1,
                         )
                     ],
-                    data(class_weights="balanced"), split(25), split(12, seed=1), 0, QUIET, lambda _: None,
+                    pictures(
+                        split(25), split(12, seed=1, name="validation"), data(class_weights="balanced"),
+                        Cache(use="always", dtype="float32"), kept,
+                    ),
+                    QUIET, lambda _: None,
                 )
             losses.append([(e.loss, e.validation_loss) for e in history])
-        np.testing.assert_allclose(*losses, rtol=1e-4)
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+        assert losses[2] == losses[1]
+        assert store.written
         print("the same")
         """
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", program, tmp_path], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     assert result.stdout.endswith("the same\n"), result.stderr[-2000:]

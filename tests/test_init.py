@@ -32,7 +32,12 @@ def test_the_config_is_the_suggestion(pictures, tmp_path):
     loaded = read(folder_config(Path("pictures"), "mobilenet", {"ants": pictures, "bees": pictures}), tmp_path)
     suggestion = suggest(2 * pictures, 2)
     assert (loaded.phases, loaded.data.augment) == (suggestion.phases, suggestion.augment)
+    assert loaded.data.views == suggestion.views == (None if pictures == 300_000 else 8)
     assert loaded.data.source == "folder"
+
+
+def test_from_scratch_each_epoch_augments_anew(tmp_path):
+    assert read(folder_config(Path("pictures"), "alexnet", TWO), tmp_path).data.views is None
 
 
 def test_the_header_has_the_command_the_counts_and_the_reason():

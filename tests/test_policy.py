@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import SGD, Phase, Plateau, Share
-from pipeline.policy import TIERS, suggest
+from pipeline.policy import TIERS, keeping, suggest
 
 
 def unfrozen(phase: Phase) -> float:
@@ -75,3 +75,36 @@ def test_without_pretrained_weights_everything_is_trained():
     assert (phase.unfreeze, phase.learning_rate, phase.weight_decay) == ("all", 1e-2, 5e-4)
     assert phase.optimizer == SGD(momentum=0.9)
     assert isinstance(phase.schedule, Plateau)
+
+
+KEEPING = {
+    "entries": 1_000, "missing": 400, "uses": 5_000, "size": 25_088, "room": 20_000_000_000,
+    "store_seconds": 1e-4, "forward_seconds": 1e-3,
+}  # fmt: skip
+
+
+def test_activations_are_kept_where_they_fit_and_the_store_is_quicker():
+    decision = keeping(**KEEPING)
+    assert decision.worth_it
+    assert decision.arithmetic == (
+        "1,000 activations of 25.1 kB are 25 MB, there is room for 20,000 MB; computing one takes 1.00 ms, writing and "
+        "reading it 0.10 ms; 400 to compute and 5,000 to read take 0.9 s, on the fly 5.0 s: kept"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"store_seconds": 1e-3}, "on the fly: the store is slower"),
+        ({"store_seconds": 0.9999e-3}, "kept"),
+        ({"room": 1_000 * 25_088 - 1}, "on the fly: no room for them"),
+        ({"room": 1_000 * 25_088}, "kept"),
+        ({"room": 0, "store_seconds": 1.0}, "on the fly: no room for them"),
+        # What a phase does not use again, a later one does.
+        ({"uses": 1_000, "missing": 1_000}, "kept"),
+    ],
+)
+def test_activations_are_computed_on_the_fly_where_they_do_not_fit_or_the_store_is_slower(changes, why):
+    decision = keeping(**KEEPING | changes)
+    assert decision.worth_it == (why == "kept")
+    assert decision.arithmetic.endswith(f": {why}")

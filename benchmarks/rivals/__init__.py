@@ -20,6 +20,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--fine-tune-epochs", type=int, default=10, help="epochs of the network; 0 leaves them out")
     parser.add_argument("--unfreeze", choices=["all", "last-two-blocks"], default="all", help="what fine-tuning trains")
     parser.add_argument("--augment", action="store_true", help="with the recipe's own augmentation")
+    parser.add_argument("--no-cache", action="store_true", help="without the recipe's pixels kept in memory")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -9,13 +9,14 @@ picture in every epoch; the shorter side resized to 256 and the centre 224 pixel
 resized crop and flip for training; cross entropy; `SGD(lr=0.001, momentum=0.9)`, a tenth of it after each seven epochs;
 the best epoch's weights saved, and loaded at the end. Its "ConvNet as fixed feature extractor" is the frozen phase, its
 "Finetuning the ConvNet" the other. `model.train()` in its loop holds for the frozen network too, so batch normalisation
-uses each batch's statistics in training and keeps moving averages of them: they are not frozen in either phase.
+uses each batch's statistics in training and keeps moving averages of them (with PyTorch's momentum): they are not
+frozen in either phase.
 
 What differs: the network is Keras's MobileNet 0.25 with Keras's weights, read from its file in KERAS_HOME, instead of
 ResNet-18, and pixels go to [-1, 1], which those weights need; fine-tuning goes on from the frozen phase's network, head
 and all, where the tutorial's two are alternatives; augmentation is an option; the default batch is 32, the tutorial's
-is 4. torchvision's dataset and transforms are written here with Pillow and PyTorch, with the same arithmetic:
-torchvision's package does not load beside a PyTorch without CUDA.
+is 4. torchvision's dataset and transforms are written here with Pillow and PyTorch, to the same pixels: its package
+does not load beside a PyTorch without CUDA.
 
 What is counted is said in `benchmarks.rivals.Result`; accuracies are of the last epoch, not of the best. Standard
 output ends with one line of JSON. The exit code is 3 if PyTorch is not installed.

@@ -77,7 +77,9 @@ def commands(seed: int, folder: Path, many: Path) -> dict[str, list[str]]:
 
 def call(command: list[str]) -> dict[str, Any]:
     """A module's last line of standard output."""
-    done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 

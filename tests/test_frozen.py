@@ -121,6 +121,14 @@ def test_a_change_in_anything_that_decides_activations_computes_all_again(change
     assert computed(filled) == (0, 0)
 
 
+def test_a_cut_above_another_with_the_same_weights_and_shape_computes_all_again(store):
+    """Batch normalisation's output is not its rectifier's."""
+    net = network()
+    for first_above in ("conv_pw_12_relu", "conv_dw_13"):
+        assert computed(store, net=net, unfreeze=From(**{"from": first_above})) == ALL
+    assert {held.description["cut"] for held in store.held()} == {"conv_pw_12_bn", "conv_pw_12_relu"}
+
+
 @pytest.mark.parametrize(
     ("change", "new"),
     [

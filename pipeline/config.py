@@ -3,6 +3,7 @@
 Every field says what it means and in which unit; rules across fields are validators of the model they belong to.
 """
 
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -304,9 +305,13 @@ class EarlyStopping(Strict):
     """A fall in validation loss smaller than this does not count as better."""
 
 
-def name_alone(value: Any) -> Any:
-    """`adam` is short for `{name: adam}`."""
-    return {"name": value} if isinstance(value, str) else value
+SHORT = {"optimizer": "name", "schedule": "name", "cache": "use"}
+"""Sections that may be written as one word, and the key that it stands for: `adam` is `{name: adam}`."""
+
+
+def in_full(section: str, value: Any) -> Any:
+    """A section as it would be written in full."""
+    return {SHORT[section]: value} if isinstance(value, str) else value
 
 
 _Optimizer = Annotated[SGD | Adam | AdamW | RMSprop, Field(discriminator="name")]
@@ -314,11 +319,15 @@ _Schedule = Annotated[Constant | Cosine | Step | Plateau, Field(discriminator="n
 # The second type is what the JSON Schema allows. step is not among the words: it needs every_epochs.
 Optimizer = Annotated[
     _Optimizer,
-    BeforeValidator(name_alone, json_schema_input_type=Literal["sgd", "adam", "adamw", "rmsprop"] | _Optimizer),
+    BeforeValidator(
+        partial(in_full, "optimizer"), json_schema_input_type=Literal["sgd", "adam", "adamw", "rmsprop"] | _Optimizer
+    ),
 ]
 Schedule = Annotated[
     _Schedule,
-    BeforeValidator(name_alone, json_schema_input_type=Literal["constant", "cosine", "plateau"] | _Schedule),
+    BeforeValidator(
+        partial(in_full, "schedule"), json_schema_input_type=Literal["constant", "cosine", "plateau"] | _Schedule
+    ),
 ]
 
 
@@ -373,10 +382,13 @@ class Phase(Strict):
 # ----------------------------------------------------------------------------------------------------------------- run
 
 
+_CacheWord = Literal["auto", "always", "off"]
+
+
 class Cache(Strict):
     """What frozen layers make of each picture is kept on disk, for later epochs and later runs."""
 
-    use: Literal["auto", "always", "off"] = "auto"
+    use: _CacheWord = "auto"
     """auto: each phase reads activations from the store, or computes them on the fly where that takes less time or the
     store would not hold them. always: wherever a phase can. off: never; nothing is read or written."""
     dir: Text | None = None
@@ -391,10 +403,6 @@ class Cache(Strict):
 class Export(Strict):
     dir: Text = "export"
     """The model is published as <dir>/<name>/<version>/, the layout TensorFlow Serving reads."""
-
-
-def _use_alone(value: Any) -> Any:
-    return {"use": value} if isinstance(value, str) else value
 
 
 class Tracking(Strict):
@@ -429,7 +437,8 @@ class RunConfig(Strict):
     phases: Annotated[list[Phase], Field(min_length=1)] = Field(default_factory=default_phases)
     """Stretches of training, in order. Default: the head at 5e-3, then the top 0.3 of the layers at 1e-4."""
     cache: Annotated[
-        Cache, BeforeValidator(_use_alone, json_schema_input_type=Literal["auto", "always", "off"] | Cache)
+        Cache,
+        BeforeValidator(partial(in_full, "cache"), json_schema_input_type=Literal["auto", "always", "off"] | Cache),
     ] = Cache()
     """The store of activations. `off` is short for {use: off}."""
     export: Export = Export()

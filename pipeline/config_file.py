@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.config import (
     SGD,
+    SHORT,
     Adam,
     AdamW,
     Blocks,
@@ -25,7 +26,7 @@ from pipeline.config import (
     Share,
     Step,
     default_phases,
-    name_alone,
+    in_full,
 )
 from pipeline.errors import ConfigError
 
@@ -108,8 +109,8 @@ def _assign(tree: dict[str, Any], override: str) -> None:
         for part in parents:
             at = part if isinstance(node, dict) else int(part)
             below = node.get(at) if isinstance(node, dict) else node[at]
-            if part in ("optimizer", "schedule"):
-                below = name_alone(below)
+            if part in SHORT:
+                below = in_full(part, below)
             node[at] = below if isinstance(below, dict | list) else {}
             node = node[at]
         node[last if isinstance(node, dict) else int(last)] = value

@@ -293,8 +293,8 @@ class Frozen:
 
         with (
             closing(split.stream(pictures, at_once)) as decoded,
-            ThreadPoolExecutor(1) as pool,
-            closing(in_order(pool, views, decoded, window=2)) as chunks,
+            ThreadPoolExecutor(2) as pool,
+            closing(in_order(pool, views, decoded, window=3)) as chunks,
         ):
             yield from chunks
 

@@ -181,7 +181,8 @@ def keeping(
         store_seconds: writing and reading one.
         forward_seconds: computing one.
     """
-    fits, quicker = entries * size <= room, store_seconds < forward_seconds
+    # With a twentieth for the store's own keys and pages.
+    fits, quicker = 1.05 * entries * size <= room, store_seconds < forward_seconds
     kept = missing * forward_seconds + uses * store_seconds
     why = "kept" if fits and quicker else "on the fly: " + ("the store is slower" if fits else "no room for them")
     return Keeping(

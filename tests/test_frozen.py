@@ -201,10 +201,10 @@ def test_activations_too_large_for_half_precision_come_out_of_the_store_as_they_
 
 def test_what_is_asked_for_twice_at_once_and_has_gone_is_computed(store):
     """Rows in any order, some of them twice, as the last batch of several devices has them."""
-    frozen, pictures = frozen_of(scaled(1.0), store=store), split(5)
-    frozen.keep([(pictures, np.arange(5), np.full(5, PLAIN, np.int32))], uses=5, always=True)
-    rows = np.array([4, 0, 4, 2, 0, 0])
+    frozen, pictures = frozen_of(scaled(1.0), store=store), split(40)
+    frozen.keep([(pictures, np.arange(40), np.full(40, PLAIN, np.int32))], uses=40, always=True)
+    rows = np.concatenate([np.random.default_rng(0).permutation(40), [4, 0, 4]])
     store.prune(max_bytes=0)
     np.testing.assert_array_equal(
-        frozen.read(pictures, rows, np.full(6, PLAIN, np.int32)), pictures.images(rows).astype(np.float32)
+        frozen.read(pictures, rows, np.full(43, PLAIN, np.int32)), pictures.images(rows).astype(np.float32)
     )

@@ -97,8 +97,8 @@ def test_activations_are_kept_where_they_fit_and_the_store_is_quicker():
     [
         ({"store_seconds": 1e-3}, "on the fly: the store is slower"),
         ({"store_seconds": 0.9999e-3}, "kept"),
-        ({"room": 1_000 * 25_088 - 1}, "on the fly: no room for them"),
-        ({"room": 1_000 * 25_088}, "kept"),
+        ({"room": 1_050 * 25_088 - 1}, "on the fly: no room for them"),
+        ({"room": 1_050 * 25_088 + 1}, "kept"),
         ({"room": 0, "store_seconds": 1.0}, "on the fly: no room for them"),
         # What a phase does not use again, a later one does.
         ({"uses": 1_000, "missing": 1_000}, "kept"),

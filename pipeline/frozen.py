@@ -242,27 +242,26 @@ class Frozen:
             return next(batches)[1].astype(np.float32)
 
     def _fill(self, store: Store, split: Split, rows: np.ndarray, seeds: np.ndarray) -> None:
-        """Computes and keeps activations of rows, ascending, decoding ahead what is not decoded yet."""
-        with self._console.bar(f"  frozen layers, {split.name}", len(rows)) as advance:
-            started, done = time.perf_counter(), 0
-            with closing(self._in_chunks(split, rows, seeds)) as chunks:
-                for chunk, views in chunks:
-                    values = self._computed(views)
-                    keys = self._keys(split, rows[chunk], seeds[chunk])
-                    store.write(self._space, list(zip(keys, values, strict=True)))
-                    done += len(values)
-                    advance(len(values), f"{done / (time.perf_counter() - started):.0f} images/s")
+        """Computes and keeps activations of rows, ascending."""
+        started, done = time.perf_counter(), 0
+        with (
+            self._console.bar(f"  frozen layers, {split.name}", len(rows)) as advance,
+            closing(self._entries(split, rows, seeds)) as chunks,
+        ):
+            for entries in chunks:
+                store.write(self._space, entries)
+                done += len(entries)
+                advance(len(entries), f"{done / (time.perf_counter() - started):.0f} images/s")
 
     def _recompute(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> list[bytes]:
+        """The values of rows, ascending, computed and put back."""
         values = []
-        with closing(self._in_chunks(split, rows, seeds)) as chunks:
-            for chunk, views in chunks:
-                new = self._computed(views)
-                values += new
+        with closing(self._entries(split, rows, seeds)) as chunks:
+            for entries in chunks:
+                values += [value for _, value in entries]
                 if (store := self._store) is not None and self.forward.engine == self._engine:
-                    keys = self._keys(split, rows[chunk], seeds[chunk])
                     try:
-                        store.write(self._space, list(zip(keys, new, strict=True)))
+                        store.write(self._space, entries)
                     except CacheError as error:
                         self._end_store(error)
         return values
@@ -274,12 +273,12 @@ class Frozen:
         if store is not None:
             self._console.warn(f"{error} Activations are computed on the fly instead.")
 
-    def _in_chunks(
+    def _entries(
         self, split: Split, rows: np.ndarray, seeds: np.ndarray
-    ) -> Generator[tuple[slice, np.ndarray], None, None]:
-        """Views of rows, int [n], ascending: where they stand among the n, and their pixels, float32 [m, H, W, 3].
+    ) -> Generator[list[tuple[Key, bytes]], None, None]:
+        """Computes activations of rows, int [n], ascending, and their keys, a chunk at a time.
 
-        While the caller works on one chunk, the next one is augmented and those after it are decoded.
+        While the caller stores one chunk, the next is computed, the one after it augmented, and more are decoded.
         """
         pictures = np.unique(rows)
         contents = split.contents
@@ -291,16 +290,20 @@ class Frozen:
             mine = rows[chunk]
             return chunk, self._views.pixels(images[np.searchsorted(present, mine)], contents[mine], seeds[chunk])
 
+        def entries(drawn: tuple[slice, np.ndarray]) -> list[tuple[Key, bytes]]:
+            chunk, pixels = drawn
+            self.count(computed=len(pixels))
+            values = self._bytes(self.forward.run(pixels))
+            return list(zip(self._keys(split, rows[chunk], seeds[chunk]), values, strict=True))
+
         with (
             closing(split.stream(pictures, at_once)) as decoded,
-            ThreadPoolExecutor(2) as pool,
-            closing(in_order(pool, views, decoded, window=3)) as chunks,
+            ThreadPoolExecutor(2) as drawing,
+            closing(in_order(drawing, views, decoded, window=3)) as drawn,
+            ThreadPoolExecutor(1) as computing,
+            closing(in_order(computing, entries, drawn, window=2)) as computed,
         ):
-            yield from chunks
-
-    def _computed(self, views: np.ndarray) -> list[bytes]:
-        self.count(computed=len(views))
-        return self._bytes(self.forward.run(views))
+            yield from computed
 
     def _bytes(self, features: np.ndarray) -> list[bytes]:
         return [value.tobytes() for value in self.rounded(features).astype(self._dtype)]

@@ -18,7 +18,7 @@ import json
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,7 +99,9 @@ def embed(pieces: Pieces) -> dict[str, Any]:
     started = time.perf_counter()
     splits = pieces.ingest()
     ingested = time.perf_counter()
-    Feed(pieces.pictures(splits), divide(pieces.network, pieces.config.phases[0]), 0, 1, pieces.console).close()
+    division = divide(pieces.network, pieces.config.phases[0])
+    with closing(Feed(pieces.pictures(splits), division, 0, 1, pieces.console)) as feed:
+        feed.prepare()
     ended = time.perf_counter()
     return {"ingest_seconds": ingested - started, "feed_seconds": ended - ingested, "seconds": ended - started}
 

@@ -389,8 +389,9 @@ class Cache(Strict):
     """What frozen layers make of each picture is kept on disk, for later epochs and later runs."""
 
     use: _CacheWord = "auto"
-    """auto: each phase reads activations from the store, or computes them on the fly where that takes less time or the
-    store would not hold them. always: wherever a phase can. off: never; nothing is read or written."""
+    """auto: each phase reads activations from the store, or computes them on the fly where that is quicker than writing
+    and reading them, or the store would not hold them. always: wherever a phase can. off: never; nothing is read or
+    written."""
     dir: Text | None = None
     """Where the store is. Default: activations in output_dir. Runs may share it, at the same time too. It needs a
     file system of this machine's own."""

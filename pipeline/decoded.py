@@ -42,6 +42,10 @@ class PixelFile:
         weakref.finalize(self, file.close)
         self._file = file.fileno()
 
+    def reserve(self, rows: int) -> None:
+        """Takes the room of so many rows on the disk, so that writing them cannot fail later. Raises OSError."""
+        os.posix_fallocate(self._file, 0, rows * self._row_bytes)
+
     def write(self, position: int, pixels: np.ndarray) -> None:
         """Writes one row. Raises OSError where the disk is full."""
         assert pixels.shape == self.image_shape

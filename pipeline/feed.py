@@ -4,7 +4,7 @@ Shape letters: N pictures of a split, n of a batch, H height, W width, C classes
 """
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline import augment, trunk
+from pipeline import augment, backbones
 from pipeline.activations import Store
 from pipeline.config import Cache, Data, RunConfig
 from pipeline.console import Console
@@ -59,14 +59,14 @@ class Pictures:
 
     @classmethod
     def of(cls, config: RunConfig, splits: Splits, spec: PixelSpec, store: Store | None) -> Self:
-        """A run's."""
+        """What a run trains on."""
         settings = {
             "backbone": config.backbone.name,
             "options": config.backbone.options,
             "mean": config.data.mean_subtraction,
             "pixels": pixel_settings(spec),
-            # What layers compute besides their weights is Keras's.
-            "keras": keras.__version__,
+            # What layers, and augmentation, compute with the same weights and seeds.
+            "versions": {"keras": keras.__version__, "tensorflow": tf.__version__, "graft": backbones.VERSION},
         }
         return cls(
             splits.train,
@@ -84,8 +84,7 @@ class Feed:
     """The batches of one phase, read ahead by threads of its own until it is closed."""
 
     def __init__(self, pictures: Pictures, division: Division, phase: int, epochs: int, console: Console) -> None:
-        """Decides what is read from the store, and computes what is missing there.
-
+        """
         Args:
             pictures: what to read.
             division: of the network, for the phase.
@@ -93,7 +92,7 @@ class Feed:
             epochs: how many there are at most.
             console: hears what was decided, and why.
         """
-        self._pictures, self._phase = pictures, phase
+        self._pictures, self._phase, self._epochs, self._console = pictures, phase, epochs, console
         self._pool = ThreadPoolExecutor(WORKERS)
         self._devices = tf.distribute.get_strategy().num_replicas_in_sync
         self._contents = pictures.train.contents
@@ -101,31 +100,44 @@ class Feed:
         self._views = Views(pictures.data.augment, shape)
         self._seeds = _seeds_of_views(pictures.seed, pictures.data.views or 1)
         self._mix = augment.mixture(pictures.data.augment, shape, pictures.classes)
-        self._train_kept = False
         self._frozen: Frozen | None = None
-        self._below = trunk.compiled(division.frozen)
-        if division.cut is not None:  # Else only normalisation is frozen: nothing is worth keeping.
+        self._kept: set[str] = set()
+        if division.cut is not None:
             dtype = None if pictures.cache.use == "off" else pictures.cache.dtype
             self._frozen = Frozen(
                 division, self._views, dtype, pictures.settings, pictures.store, pictures.train, console
             )
-            self._below = trunk.compiled(division.frozen, self._frozen.rounded)
-            self._prepare(self._frozen, epochs, console)
-        self._below_on_devices = _on_devices(self._below)
+
+    def prepare(self) -> None:
+        """Decides which activations are read from the store, and computes what is missing there."""
+        pictures, frozen = self._pictures, self._frozen
+        if frozen is None or pictures.store is None:
+            return
+        plain = np.full(len(pictures.validation), PLAIN, np.int32)
+        wanted = [(pictures.validation, np.arange(len(plain)), plain)]
+        uses = len(plain) * self._epochs
+        if why_not := _why_train_is_not_kept(pictures.data):
+            self._console.say(f"  training pictures pass the frozen layers in every epoch: {why_not}")
+        else:
+            wanted.insert(0, (pictures.train, *self._drawn()))
+            uses += len(pictures.train) * self._epochs
+        frozen.keep(wanted, uses, always=pictures.cache.use == "always")
+        if frozen.kept:
+            self._kept = {split.name for split, _, _ in wanted}
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """The batches of one epoch, counted from 0, in an order that follows from the seed, the phase and the epoch.
 
         How a picture is changed follows from its content and a seed, not from its place in the order.
         """
-        order, seeds, anew = self._draw(epoch)
+        order, views, anew = self._draw(epoch)
+        seeds = np.full(len(order), anew, np.int32) if views is None else self._seeds[views]
         size = self._pictures.data.batch_size
         batches = [(order[a : a + size], seeds[a : a + size]) for a in range(0, len(order), size)]
-        read = partial(self._read, anew=anew)
-        with closing(in_order(self._pool, read, batches, _AHEAD)) as ready:
-            for is_features, *batch in ready:
-                inputs, labels, counts = map(_to_devices, batch)
-                yield inputs if is_features else self._below_on_devices(inputs), labels, counts
+        with closing(in_order(self._pool, partial(self._read, anew=anew), batches, _AHEAD)) as ready:
+            for batch in ready:
+                features, labels, counts = map(_to_devices, batch)
+                yield features, labels, counts
 
     def validation(self) -> Generator[Any, None, None]:
         """Features float32 [n, ...] of the validation pictures, in order."""
@@ -135,8 +147,8 @@ class Feed:
         batches = (rows[a : a + size] for a in range(0, len(rows), size))
         read = lambda batch: self._features(split, batch, plain[batch])  # noqa: E731
         with closing(in_order(self._pool, read, batches, _AHEAD)) as ready:
-            for is_features, inputs in ready:
-                yield tf.constant(inputs) if is_features else self._below(tf.constant(inputs))
+            for features in ready:
+                yield tf.constant(features)
 
     def account(self) -> str:
         """How much came from the store, and the time that saved, for the user; empty where no layers are frozen."""
@@ -145,42 +157,37 @@ class Feed:
             return ""
         spared = max(frozen.uses - frozen.computed, 0)
         return (
-            f"{spared / frozen.uses:.0%} of {frozen.uses:,} activations from the store, "
-            f"{spared * frozen.seconds:.1f} s of forward passes saved"
+            f"{spared / frozen.uses:.0%} of {frozen.uses:,} activations from the store, which saved computing for "
+            f"{spared * frozen.seconds:.1f} s"
         )
 
     def close(self) -> None:
         self._pool.shutdown()
 
-    def _prepare(self, frozen: Frozen, epochs: int, console: Console) -> None:
-        pictures = self._pictures
-        if pictures.store is None:
-            return
-        why_not = _why_train_is_not_kept(pictures.data)
-        if why_not:
-            console.say(f"  training pictures pass the frozen layers in every epoch: {why_not}")
-        plain = np.full(len(pictures.validation), PLAIN, np.int32)
-        wanted = [(pictures.validation, np.arange(len(plain)), plain)]
-        uses = len(plain) * epochs
-        if not why_not:
-            pairs = np.unique(np.concatenate([np.stack(self._draw(e)[:2], axis=1) for e in range(epochs)]), axis=0)
-            wanted.insert(0, (pictures.train, pairs[:, 0], pairs[:, 1].astype(np.int32)))
-            uses += len(pictures.train) * epochs
-        frozen.keep(wanted, uses, always=pictures.cache.use == "always")
-        self._train_kept = frozen.kept and not why_not
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """The order of an epoch's pictures, int [N], each one's view, int [N] in 0..K-1, and a seed of the epoch's own.
 
-    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """The order of an epoch's pictures, int64 [N], the seeds of their views, int32 [N], and a seed of its own."""
+        The views are None where every epoch augments anew.
+        """
         random = np.random.default_rng([self._pictures.seed, self._phase, epoch])
         order = random.permutation(len(self._pictures.train))
         anew = int(random.integers(np.iinfo(np.int32).max))
         data = self._pictures.data
         if data.augment.of_each and data.views is None:
-            return order, np.full(len(order), anew, np.int32), anew
-        return order, self._seeds[random.integers(len(self._seeds), size=len(order))], anew
+            return order, None, anew
+        return order, random.integers(len(self._seeds), size=len(order)), anew
 
-    def _read(self, batch: tuple[np.ndarray, np.ndarray], anew: int) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
-        """Whether these are features already, features or pixels, labels, and counts."""
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """All that the phase's epochs draw: rows, int [n], ascending, and the seeds of their views, int32 [n]."""
+        drawn = np.zeros((len(self._pictures.train), len(self._seeds)), bool)
+        for epoch in range(self._epochs):
+            order, views, _ = self._draw(epoch)
+            drawn[order, views] = True
+        rows, views = np.nonzero(drawn)
+        return rows, self._seeds[views]
+
+    def _read(self, batch: tuple[np.ndarray, np.ndarray], anew: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features, labels and counts of a batch, filled up to the number of devices."""
         rows, seeds = batch
         filled = len(rows) + -len(rows) % self._devices
         counts = (np.arange(filled) < len(rows)).astype(np.float32)
@@ -188,27 +195,20 @@ class Feed:
         train = self._pictures.train
         labels = np.eye(self._pictures.classes, dtype=np.float32)[train.labels[rows]]
         if self._mix is None:
-            return *self._features(train, rows, seeds), labels, counts
+            return self._features(train, rows, seeds), labels, counts
         pixels = self._views.pixels(train.images(rows), self._contents[rows], seeds)
         seed = tf.constant([self._contents[rows[0]], anew], tf.int32)
         mixed, labels = (part.numpy() for part in self._mix(tf.constant(pixels), tf.constant(labels), seed))
-        return *self._through(mixed), labels, counts
+        return self._through(mixed), labels, counts
 
-    def _features(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> tuple[bool, np.ndarray]:
-        """Features, or pixels that have yet to pass the frozen layers on the devices."""
-        kept = self._train_kept if split is self._pictures.train else self._frozen is not None and self._frozen.kept
-        if kept:
+    def _features(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        if split.name in self._kept:
             assert self._frozen is not None
-            return True, self._frozen.read(split, rows, seeds)
+            return self._frozen.read(split, rows, seeds)
         return self._through(self._views.pixels(split.images(rows), split.contents[rows], seeds))
 
-    def _through(self, views: np.ndarray) -> tuple[bool, np.ndarray]:
-        if self._frozen is None:
-            return False, views
-        if self._devices > 1 and self._frozen.forward.engine == trunk.TENSORFLOW:
-            self._frozen.count(uses=len(views), computed=len(views))
-            return False, views
-        return True, self._frozen.compute(views)
+    def _through(self, views: np.ndarray) -> np.ndarray:
+        return views if self._frozen is None else self._frozen.compute(views)
 
 
 def _why_train_is_not_kept(data: Data) -> str | None:
@@ -226,14 +226,6 @@ def _seeds_of_views(seed: int, views: int) -> np.ndarray:
     """int32 [views]: PLAIN, then a seed for each augmentation. More views leave the first ones as they are."""
     digests = (hashlib.sha256(f"{seed} view {number}".encode()).digest() for number in range(1, views))
     return np.array([PLAIN, *(int.from_bytes(digest[:4], "big") & 0x7FFFFFFF for digest in digests)], np.int32)
-
-
-def _on_devices(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A compiled function of one tensor, run on each device's share."""
-    strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync == 1:
-        return function
-    return tf.function(lambda share: strategy.run(function, args=(share,)), reduce_retracing=True)  # type: ignore[no-any-return]
 
 
 def _to_devices(batch: np.ndarray) -> Any:

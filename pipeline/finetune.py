@@ -53,11 +53,15 @@ def finetune(
         division = divide(network, phase)
         before = fingerprint(division.unchanging)
         console.say(f"phase {number + 1}/{len(phases)}: {_summary(phase, division, network)}")
+        started = time.perf_counter()
         with closing(Feed(pictures, division, number, phase.epochs, console)) as feed:
+            feed.prepare()
+            prepared = time.perf_counter() - started
             for record in _train(division, phase, pictures, feed, console):
                 history.append(replace(record, phase=number + 1, epoch=len(history) + 1))
                 on_epoch(history[-1])
-        console.say(_account(number + 1, [epoch for epoch in history if epoch.phase == number + 1], feed))
+        epochs = [epoch for epoch in history if epoch.phase == number + 1]
+        console.say(f"  phase {number + 1}: {_account(prepared, epochs, feed.account())}")
         changed = [name for name, digest in fingerprint(division.unchanging).items() if before[name] != digest]
         if changed:
             raise AssertionError(f"frozen weights changed in phase {number + 1}: {', '.join(changed)}")
@@ -248,11 +252,12 @@ def _summary(phase: Phase, division: Division, network: Network) -> str:
     return f"{training:,} weights train, {frozen:,} are frozen; {phase.optimizer.name} at {phase.learning_rate:g}"
 
 
-def _account(phase: int, epochs: list[Epoch], feed: Feed) -> str:
-    """One line on what a phase cost."""
+def _account(prepared: float, epochs: list[Epoch], store: str) -> str:
+    """What a phase cost, in one line."""
+    trained = sum(epoch.seconds for epoch in epochs)
     rate = statistics.median(epoch.images_per_second for epoch in epochs)
-    parts = [f"{sum(epoch.seconds for epoch in epochs):.1f} s, {rate:,.0f} images/s", feed.account()]
-    return f"  phase {phase}: " + "; ".join(part for part in parts if part)
+    parts = [f"{prepared:.1f} s of frozen layers, {trained:.1f} s of epochs at {rate:,.0f} images/s", store]
+    return "; ".join(part for part in parts if part)
 
 
 def _count(variables: list[keras.Variable]) -> int:

@@ -29,7 +29,8 @@ from pipeline.splits import Split
 PLAIN = -1
 """The view of a picture that is not augmented. Any other number is the seed of an augmentation."""
 
-_TRIAL = 16  # Pictures on which engines and the store are tried.
+_TRIAL = 16  # Pictures that engines are compared and timed on.
+_KEYS = 10_000  # Keys that are looked up together.
 _CHUNK = 32  # Views that go through the layers together, and into the store.
 _LARGEST = {"float16": 65504.0}
 
@@ -93,9 +94,10 @@ class Frozen:
             dtype: what activations are rounded to, whether they are kept or not; None leaves them as they are.
             settings: what decides an activation besides the layers, the picture and its view.
             store: where they are kept; None where they are not.
-            trial: its first pictures are what engines are compared on, and what engine and store are timed on.
+            trial: its first pictures are what engines are compared on.
             console: hears of trouble.
         """
+        assert division.frozen is not None
         self.kept = False
         self.uses = self.computed = 0
         self.seconds = 0.0
@@ -106,15 +108,12 @@ class Frozen:
         self._store = store
         self._trial = trial
         self._console = console
-        self._settings = settings | {
-            "cut": division.cut,
-            "shape": list(self._shape),
-            "weights": digest(division.frozen),
-            "dtype": dtype,
-        }
+        self._settings: dict[str, Any] = {}
+        if store is not None:
+            own = {"cut": division.cut, "shape": list(self._shape), "weights": digest(division.frozen), "dtype": dtype}
+            self._settings = settings | own
+        self._engine: str | None = None
         self._space = 0
-        self._engine = trunk.preferred_engine()
-        self._agreed = False
         self._forward: trunk.Forward | None = None
         self._starting, self._counting = Lock(), Lock()
 
@@ -123,8 +122,11 @@ class Frozen:
         """The forward pass, started when it is first needed."""
         with self._starting:
             if self._forward is None:
-                self._forward = trunk.fastest(self._layers, self._try_on(), self._agreed)
-                self.seconds = self._forward.seconds
+                rows = np.arange(min(_TRIAL, len(self._trial)))
+                with closing(self._trial.stream(rows, _TRIAL)) as batches:
+                    pictures = next(batches)[1].astype(np.float32)
+                self._forward = trunk.fastest(self._layers, pictures, self._engine)
+                self.seconds = self.seconds or self._forward.seconds
                 if self._forward.why:
                     self._console.say(f"  the frozen layers run on TensorFlow: {self._forward.why}")
             return self._forward
@@ -158,23 +160,21 @@ class Frozen:
             uses: how often the phase is going to read one.
             always: keep them whatever it costs.
         """
-        assert self._store is not None
+        if self._store is None:
+            return
         try:
-            missing = self._missing(wanted)
-            if any(map(len, missing)):
-                count, engine = sum(len(rows) for _, rows, _ in wanted), self._engine
-                self._agreed = sum(map(len, missing)) < count  # What is there was computed by an engine that did.
-                decision = self._weigh(self._store, count, sum(map(len, missing)), uses)
+            self._enter(self._store)
+            missing = [self._missing(self._store, *these) for these in wanted]
+            count = sum(map(len, missing))
+            if count:
+                decision = self._weigh(self._store, wanted, missing, uses)
                 self._console.say(f"  {decision.arithmetic}")
                 if not (decision.worth_it or always):
                     return
-                if self._engine != engine:  # Its activations have a space of their own.
-                    missing = self._missing(wanted)
                 for (split, rows, seeds), lacking in zip(wanted, missing, strict=True):
                     if len(lacking):
                         self._fill(self._store, split, rows[lacking], seeds[lacking])
-            else:
-                self.seconds = self._store.speed(self._space) or 0.0
+            self.seconds = self._store.speed(self._space) or 0.0
         except CacheError as error:
             self._end_store(error)
         else:
@@ -212,34 +212,54 @@ class Frozen:
             (bytes.fromhex(split.digests[row]), names[seed]) for row, seed in zip(rows, seeds.tolist(), strict=True)
         ]
 
-    def _missing(self, wanted: Sequence[tuple[Split, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """Of each split, which of its pairs are not in the store."""
-        assert self._store is not None
-        self._space = self._store.space(self._settings | {"engine": self._engine})
-        return [
-            np.flatnonzero(~np.array(self._store.present(self._space, self._keys(*these)), bool)) for these in wanted
-        ]
-
-    def _weigh(self, store: Store, entries: int, missing: int, uses: int) -> Keeping:
-        """Tries the engine and the store on a few pictures."""
-        views = self._try_on()
+    def _enter(self, store: Store) -> None:
+        """Finds the engine: the one that was chosen for these layers before, or else the fastest that agrees now."""
+        for engine in trunk.engines():
+            space = store.space(self._settings | {"engine": engine})
+            if store.speed(space) is not None:
+                self._engine, self._space = engine, space
+                return
         self._engine = self.forward.engine
         self._space = store.space(self._settings | {"engine": self._engine})
-        values = self._bytes(self.forward.run(views))
-        rows = np.arange(len(views))
-        keys = self._keys(self._trial, rows, np.full(len(rows), PLAIN, np.int32))
+        store.set_speed(self._space, self.forward.seconds)
+
+    def _missing(self, store: Store, split: Split, rows: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Which of the pairs are not in the store: indices int [m]."""
+        present: list[bool] = []
+        for a in range(0, len(rows), _KEYS):
+            present += store.present(self._space, self._keys(split, rows[a : a + _KEYS], seeds[a : a + _KEYS]))
+        return np.flatnonzero(~np.array(present, bool))
+
+    def _weigh(
+        self, store: Store, wanted: Sequence[tuple[Split, np.ndarray, np.ndarray]], missing: list[np.ndarray], uses: int
+    ) -> Keeping:
+        """Computes and keeps a few of those that are missing, and decides by the time that takes."""
+        at = next(place for place, lacking in enumerate(missing) if len(lacking))
+        (split, rows, seeds), few = wanted[at], missing[at][:_TRIAL]
+        pictures, places = np.unique(rows[few], return_inverse=True)
+        with closing(split.stream(pictures, len(pictures))) as batches:
+            images = next(batches)[1][places]
+        self.forward.run(images[:1].astype(np.float32))
         started = time.perf_counter()
+        values = self._bytes(self.forward.run(self._views.pixels(images, split.contents[rows[few]], seeds[few])))
+        computed = time.perf_counter()
+        keys = self._keys(split, rows[few], seeds[few])
         store.write(self._space, list(zip(keys, values, strict=True)))
         store.read(self._space, keys)
-        seconds = (time.perf_counter() - started) / len(values)
-        store.set_speed(self._space, self.forward.seconds)
-        return keeping(entries, missing, uses, len(values[0]), store.room, seconds, self.forward.seconds)
-
-    def _try_on(self) -> np.ndarray:
-        """float32 [n, H, W, 3] in 0..255: a few pictures."""
-        rows = np.arange(min(_TRIAL, len(self._trial)))
-        with closing(self._trial.stream(rows, _TRIAL)) as batches:
-            return next(batches)[1].astype(np.float32)
+        stored = time.perf_counter()
+        self.count(computed=len(few))
+        missing[at] = missing[at][len(few) :]
+        seconds = (computed - started) / len(few)
+        store.set_speed(self._space, seconds)
+        return keeping(
+            entries=sum(len(rows) for _, rows, _ in wanted),
+            missing=sum(map(len, missing)) + len(few),
+            uses=uses,
+            size=len(values[0]),
+            room=store.room,
+            store_seconds=(stored - computed) / len(few),
+            compute_seconds=seconds,
+        )
 
     def _fill(self, store: Store, split: Split, rows: np.ndarray, seeds: np.ndarray) -> None:
         """Computes and keeps activations of rows, ascending."""

@@ -66,9 +66,10 @@ def ingest(
             not enough to train and test on.
     """
     store.mkdir(parents=True, exist_ok=True)
+    file = PixelFile(store, spec)
     if source.size is not None:
         _check_space(source.size, spec, store)
-    file = PixelFile(store, spec)
+        file.reserve(source.size)  # Also what is decoded late in the run, when the disk may have become full.
     read = _read(source, spec, file, known, console)
     if known is not None:
         known.add_decodable(

@@ -55,10 +55,10 @@ class Division:
 
     Attributes:
         cut: the layer of the backbone, and the pooling where that is frozen too, whose output is the frozen part's;
-            None where only normalisation is frozen.
+            None where the first layers already train.
         frozen: normalisation and the layers below the cut; always in inference mode, so that what it gives for a
-            picture does not depend on the pictures beside it.
-        tail: the layers between the cut and the head.
+            picture does not depend on the pictures beside it. None without a cut: the features are the pixels.
+        tail: what lies between the cut and the head.
         head: as the network's.
         trained: tail and head in one.
         tail_trains_as_from_scratch: whether the tail's batch normalisation and dropout are in training mode.
@@ -68,7 +68,7 @@ class Division:
     """
 
     cut: str | None
-    frozen: keras.Model
+    frozen: keras.Model | None
     tail: keras.Model
     head: keras.Model
     trained: keras.Model
@@ -126,14 +126,20 @@ def divide(network: Network, phase: Phase) -> Division:
 
     pixels = keras.Input(network.model.input_shape[1:], name="pixels")
     below = network.normalise(pixels)
+    frozen = None
     if trunk is not None:
         below = trunk(below)
-    if not names:  # Pooling has nothing to learn: with the whole backbone frozen, it is frozen too.
-        cut, below = f"{cut}, {network.pool.name}", network.pool(below)
-    frozen = keras.Model(pixels, below, name="frozen")
+        if not names:  # Pooling has nothing to learn: with the whole backbone frozen, it is frozen too.
+            cut, below = f"{cut}, {network.pool.name}", network.pool(below)
+        frozen = keras.Model(pixels, below, name="frozen")
 
-    features = keras.Input(frozen.output_shape[1:], name="features")
-    tail = keras.Model(features, network.pool(upper(features)) if names else features, name="tail")
+    features = keras.Input(
+        network.model.input_shape[1:] if frozen is None else frozen.output_shape[1:], name="features"
+    )
+    above = features
+    if names:
+        above = network.pool(upper(network.normalise(features) if frozen is None else features))
+    tail = keras.Model(features, above, name="tail")
     trained = keras.Model(features, network.head(tail(features)), name="trained")
 
     may_change = {id(variable) for variable in network.backbone.trainable_variables}

@@ -165,7 +165,7 @@ class Keeping:
 
 
 def keeping(
-    entries: int, missing: int, uses: int, size: int, room: int, store_seconds: float, forward_seconds: float
+    entries: int, missing: int, uses: int, size: int, room: int, store_seconds: float, compute_seconds: float
 ) -> Keeping:
     """Whether a phase reads activations from the store or computes them on the fly.
 
@@ -176,19 +176,23 @@ def keeping(
         entries: how many activations the phase needs.
         missing: how many of them are not in the store.
         uses: how often the phase reads one.
-        size: of one, in bytes.
+        size: of one, in bytes. Keys, and pages that are not full, take up to two fifths as much again.
         room: what the store can hold, in bytes.
         store_seconds: writing and reading one.
-        forward_seconds: computing one.
+        compute_seconds: augmenting a picture and computing one.
     """
-    # With a twentieth for the store's own keys and pages.
-    fits, quicker = 1.05 * entries * size <= room, store_seconds < forward_seconds
-    kept = missing * forward_seconds + uses * store_seconds
-    why = "kept" if fits and quicker else "on the fly: " + ("the store is slower" if fits else "no room for them")
+    kept = missing * compute_seconds + uses * store_seconds
+    on_the_fly = uses * compute_seconds
+    if entries * size * 1.4 > room:
+        why = "on the fly: there is no room"
+    elif store_seconds >= compute_seconds:
+        why = "on the fly: the store is slower"
+    else:
+        why = "kept" if kept < on_the_fly else "kept, for later runs"
     return Keeping(
-        fits and quicker,
+        why.startswith("kept"),
         f"{entries:,} activations of {size / 1e3:,.1f} kB are {entries * size / 1e6:,.0f} MB, there is room for "
-        f"{room / 1e6:,.0f} MB; computing one takes {forward_seconds * 1e3:.2f} ms, writing and reading it "
+        f"{room / 1e6:,.0f} MB; computing one takes {compute_seconds * 1e3:.2f} ms, writing and reading it "
         f"{store_seconds * 1e3:.2f} ms; {missing:,} to compute and {uses:,} to read take {kept:.1f} s, on the fly "
-        f"{uses * forward_seconds:.1f} s: {why}",
+        f"{on_the_fly:.1f} s: {why}",
     )

@@ -16,8 +16,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-TENSORFLOW = "tensorflow"
-
 TOLERANCE = 1e-3
 """Largest difference between two engines' activations, as a share of the largest activation. Half precision, which
 activations are stored in, rounds by half of that."""
@@ -43,54 +41,49 @@ class Forward:
     why: str | None = None
 
 
-def preferred_engine() -> str:
-    """What `fastest` gives unless the engines disagree. Another version of it is another engine."""
-    if tf.config.list_physical_devices("GPU"):
-        return TENSORFLOW
-    return f"openvino {version('openvino')}"
+def engines() -> tuple[str, ...]:
+    """Names of the engines on this machine, the fastest first. Another version or device is another engine."""
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    tensorflow = f"tensorflow {tf.__version__} on {'GPU' if gpu else 'CPU'}"
+    return (tensorflow,) if gpu else (f"openvino {version('openvino')}", tensorflow)
 
 
-def fastest(frozen: keras.Model, pictures: np.ndarray, agreed: bool = False) -> Forward:
+def fastest(frozen: keras.Model, pictures: np.ndarray, engine: str | None = None) -> Forward:
     """OpenVINO on a CPU, where it agrees with TensorFlow on these pictures; else TensorFlow.
+
+    On GPUs that have it, TensorFlow multiplies in TF32 and sums in float32. bfloat16 is not good enough anywhere: it
+    moves the activations of a pretrained MobileNet by a tenth.
 
     Args:
         frozen: pixels, float32 [N, H, W, 3] in 0..255, to one tensor.
         pictures: a few of the data's own, float32 [N, H, W, 3] in 0..255.
-        agreed: whether the preferred engine has been found to agree for these very layers before.
+        engine: one of `engines()` that was found before, for these very layers: nothing is compared.
     """
-    engine = preferred_engine()
-    if engine == TENSORFLOW:
-        return _tensorflow(frozen, pictures)
-    graph = _constant_graph(frozen)
-    try:
-        run = _with_openvino(graph, frozen.output_shape[1:])
-        features = run(pictures)
-    except Exception as error:  # Its plugins raise RuntimeError, TypeError and more for operations they do not know.
-        return _tensorflow(frozen, pictures, f"OpenVINO cannot run them ({_line(error)})")
-    if not agreed:
-        expected = graph(tf.constant(pictures)).numpy()
-        with np.errstate(invalid="ignore"):  # Infinity less infinity.
-            difference, largest = np.abs(features - expected).max(), np.abs(expected).max()
-        if not difference <= TOLERANCE * largest:  # NaN is no agreement.
-            why = f"OpenVINO differs by {difference:.2g} where the largest activation is {largest:.2g}"
-            return _tensorflow(frozen, pictures, why)
-    return _timed(engine, run, pictures)
+    *faster, tensorflow = engines()
+    why = None
+    if faster and engine != tensorflow:
+        try:
+            graph = _constant_graph(frozen)
+            run = _with_openvino(graph, frozen.output_shape[1:])
+            features = run(pictures)
+        except (
+            Exception
+        ) as error:  # Its plugins raise RuntimeError, TypeError and more for operations they do not know.
+            why = f"OpenVINO cannot run them ({_line(error)})"
+        else:
+            why = None if engine == faster[0] else _disagreement(features, graph(tf.constant(pictures)).numpy())
+            if why is None:
+                return _timed(faster[0], run, pictures)
+    full = np.resize(pictures, (_TOGETHER, *pictures.shape[1:]))
+    return _timed(tensorflow, _with_tensorflow(frozen), full, why)
 
 
-def compiled(frozen: keras.Model, then: Callable[[Any], Any] = lambda features: features) -> Callable[[Any], Any]:
-    """Frozen layers and what is done with their output as a TensorFlow function, traced once for all N.
-
-    On GPUs that have it, TensorFlow multiplies in TF32 and sums in float32. bfloat16 is not good enough: it moves the
-    activations of a pretrained MobileNet by a tenth.
-    """
-    signature = [tf.TensorSpec(frozen.input_shape, tf.float32)]
-    return tf.function(  # type: ignore[no-any-return]
-        lambda images: then(frozen(images, training=False)), input_signature=signature, autograph=False
-    )
-
-
-def _tensorflow(frozen: keras.Model, pictures: np.ndarray, why: str | None = None) -> Forward:
-    return _timed(TENSORFLOW, _with_tensorflow(frozen), np.resize(pictures, (_TOGETHER, *pictures.shape[1:])), why)
+def _disagreement(features: np.ndarray, expected: np.ndarray) -> str | None:
+    with np.errstate(invalid="ignore"):  # Infinity less infinity.
+        difference, largest = np.abs(features - expected).max(), np.abs(expected).max()
+    if difference <= TOLERANCE * largest:  # NaN is not.
+        return None
+    return f"OpenVINO differs by {difference:.2g} where the largest activation is {largest:.2g}"
 
 
 def _timed(
@@ -103,15 +96,28 @@ def _timed(
 
 
 def _with_tensorflow(frozen: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """Always as many pictures at once: TensorFlow has other kernels for a few, which add in another order."""
-    signature = [tf.TensorSpec([_TOGETHER, *frozen.input_shape[1:]], tf.float32)]
-    together = tf.function(lambda images: frozen(images, training=False), input_signature=signature, autograph=False)
+    """Always as many pictures at once on each device: TensorFlow has other kernels for a few, which add in another
+    order."""
+    strategy = tf.distribute.get_strategy()
+    devices = strategy.num_replicas_in_sync
+    at_once = _TOGETHER * devices
+    forward = tf.function(lambda images: frozen(images, training=False), autograph=False)
+    on_devices = tf.function(lambda images: strategy.run(forward, args=(images,)), autograph=False)
+
+    def batch(pictures: np.ndarray) -> np.ndarray:
+        if devices == 1:
+            return forward(tf.constant(pictures)).numpy()  # type: ignore[no-any-return]
+        shares = np.split(pictures, devices)
+        values = strategy.experimental_distribute_values_from_function(
+            lambda context: tf.constant(shares[context.replica_id_in_sync_group])
+        )
+        features = strategy.experimental_local_results(on_devices(values))
+        return np.concatenate([share.numpy() for share in features])
 
     def run(pictures: np.ndarray) -> np.ndarray:
         places = np.arange(len(pictures))
-        batches = [pictures[np.resize(places[a : a + _TOGETHER], _TOGETHER)] for a in places[::_TOGETHER]]
-        features: np.ndarray = np.concatenate([together(tf.constant(batch)).numpy() for batch in batches])
-        return features[: len(pictures)]
+        batches = [pictures[np.resize(places[a : a + at_once], at_once)] for a in places[::at_once]]
+        return np.concatenate([batch(pictures) for pictures in batches])[: len(places)]
 
     return run
 
@@ -133,7 +139,7 @@ def _with_openvino(graph: Any, shape: tuple[int, ...]) -> Callable[[np.ndarray],
         # A converted graph may end in more than the one tensor asked for, e.g. in checks.
         model = ov.Model([model.output(graph.outputs[0].name)], model.get_parameters())
         model.reshape([1, *graph.inputs[0].shape[1:]])
-        # Left to itself, OpenVINO computes in bfloat16 where the processor can: see `compiled`.
+        # Left to itself, OpenVINO computes in bfloat16 where the processor can: see `fastest`.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
         compiled = core.compile_model(model, "CPU", settings)
     queue = ov.AsyncInferQueue(compiled)

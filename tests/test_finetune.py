@@ -226,7 +226,10 @@ def test_the_learning_rate_of_an_epoch_is_the_one_it_begins_with():
 
 
 @pytest.mark.slow
-def test_two_devices_train_as_one_with_a_store_and_without(tmp_path):
+@pytest.mark.parametrize(
+    ("unfreeze", "engine"), [("Blocks(blocks=1)", "openvino"), ("Blocks(blocks=1)", "tensorflow"), ("'all'", "none")]
+)
+def test_two_devices_train_as_one_with_a_store_and_without(unfreeze, engine, tmp_path):
     """In a process of its own: TensorFlow divides the processor before its first use or never."""
     program = textwrap.dedent(
         """
@@ -236,11 +239,14 @@ def test_two_devices_train_as_one_with_a_store_and_without(tmp_path):
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         from tests.networks import *
         from tests.stores import Counting
-        from pipeline import finetune
+        from pipeline import finetune, trunk
         from pipeline.config import Blocks, Cache, Head
+        _, folder, unfreeze, engine = sys.argv
+        if engine == "tensorflow":
+            trunk.TOLERANCE = -1.0
         losses = []
         one, two = tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        store = Counting(Path(sys.argv[1]))
+        store = Counting(Path(folder))
         for strategy, kept in ((one, None), (two, None), (two, store)):
             reproducible(0)
             with strategy.scope():
@@ -249,7 +255,7 @@ def test_two_devices_train_as_one_with_a_store_and_without(tmp_path):
                     net,
                     [
                         phase(
-                            unfreeze=Blocks(blocks=1), optimizer="sgd", layer_decay=0.5, weight_decay=0.1, ema=0.9,
+                            unfreeze=eval(unfreeze), optimizer="sgd", layer_decay=0.5, weight_decay=0.1, ema=0.9,
                             clip_norm=0.1, label_smoothing=0.1,
                         )
                     ],
@@ -262,12 +268,12 @@ def test_two_devices_train_as_one_with_a_store_and_without(tmp_path):
             losses.append([(e.loss, e.validation_loss) for e in history])
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
         assert losses[2] == losses[1]
-        assert store.written
+        assert [held.description["engine"].split()[0] for held in store.held()] == [engine] * (engine != "none")
         print("the same")
         """
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
-        check=False,
+        [sys.executable, "-c", program, tmp_path, unfreeze, engine], cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.stdout.endswith("the same\n"), result.stderr[-2000:]

@@ -56,6 +56,7 @@ def computed(store, config_=None, spec=SPEC, net=None, unfreeze=ABOVE_C5, train=
     read = Pictures.of(config_ or config(), splits(train), spec, store)
     division = divide(net or network("lenet5"), phase(unfreeze=unfreeze))
     with closing(Feed(read, division, 0, epochs, QUIET)) as feed:
+        feed.prepare()
         for number in range(epochs):
             for _ in feed.epoch(number):
                 pass

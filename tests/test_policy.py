@@ -79,7 +79,7 @@ def test_without_pretrained_weights_everything_is_trained():
 
 KEEPING = {
     "entries": 1_000, "missing": 400, "uses": 5_000, "size": 25_088, "room": 20_000_000_000,
-    "store_seconds": 1e-4, "forward_seconds": 1e-3,
+    "store_seconds": 1e-4, "compute_seconds": 1e-3,
 }  # fmt: skip
 
 
@@ -96,15 +96,15 @@ def test_activations_are_kept_where_they_fit_and_the_store_is_quicker():
     ("changes", "why"),
     [
         ({"store_seconds": 1e-3}, "on the fly: the store is slower"),
-        ({"store_seconds": 0.9999e-3}, "kept"),
-        ({"room": 1_050 * 25_088 - 1}, "on the fly: no room for them"),
-        ({"room": 1_050 * 25_088 + 1}, "kept"),
-        ({"room": 0, "store_seconds": 1.0}, "on the fly: no room for them"),
+        ({"store_seconds": 0.9999e-3}, "kept, for later runs"),
+        ({"room": 1_400 * 25_088 - 1}, "on the fly: there is no room"),
+        ({"room": 1_400 * 25_088 + 1}, "kept"),
+        ({"room": 0, "store_seconds": 1.0}, "on the fly: there is no room"),
         # What a phase does not use again, a later one does.
-        ({"uses": 1_000, "missing": 1_000}, "kept"),
+        ({"uses": 1_000, "missing": 1_000}, "kept, for later runs"),
     ],
 )
 def test_activations_are_computed_on_the_fly_where_they_do_not_fit_or_the_store_is_slower(changes, why):
     decision = keeping(**KEEPING | changes)
-    assert decision.worth_it == (why == "kept")
+    assert decision.worth_it == why.startswith("kept")
     assert decision.arithmetic.endswith(f": {why}")

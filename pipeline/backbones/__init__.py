@@ -13,6 +13,9 @@ from pipeline.backbones.resnet import RESNET, RESNET_V2
 from pipeline.backbones.vgg import VGG
 from pipeline.backbones.xception import XCEPTION
 
+# Raised by one whenever a network or layer of this project's own gives other values with the same weights.
+VERSION = 1
+
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (

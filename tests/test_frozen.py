@@ -122,6 +122,27 @@ def test_a_change_in_anything_that_decides_activations_computes_all_again(change
     assert computed(filled) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("where", "new"),
+    [
+        ("pipeline.decoded.VERSION", ALL),
+        ("PIL.__version__", ALL),
+        ("pipeline.backbones.VERSION", ALL),
+        ("keras.__version__", ALL),
+        ("tensorflow.__version__", ALL),
+        ("pipeline.augment.VERSION", (10, 0)),  # The plain pictures stay.
+    ],
+)
+def test_another_version_of_what_computes_them_computes_them_again(where, new, filled, monkeypatch):
+    monkeypatch.setattr(where, "another")
+    assert computed(filled) == new
+
+
+def test_another_version_of_the_engine_computes_all_again(filled, monkeypatch):
+    monkeypatch.setattr("pipeline.trunk.version", lambda package: "another")
+    assert computed(filled) == ALL
+
+
 def test_a_cut_above_another_with_the_same_weights_and_shape_computes_all_again(store):
     """Batch normalisation's output is not its rectifier's."""
     net = network()

@@ -188,7 +188,8 @@ def cache(
 ) -> None:
     """List what is kept of frozen layers, and remove what is no longer needed."""
     with _errors_in_words():
-        from pipeline.activations import FILE, Store
+        from pipeline.activations import FILE, Store, look
+        from pipeline.sqlite_file import size_of
 
         size = None if keep is None else _bytes(keep)
         moment = None if unused_for is None else datetime.now(UTC) - _age(unused_for)
@@ -198,19 +199,18 @@ def cache(
                 f"There is no activation store to look at: neither {folder} nor its folder activations holds an "
                 f"{FILE}. Give the output_dir of a run, or its cache.dir. With cache: off a run keeps nothing."
             )
-        # Nothing is written here, so nothing is removed to make room, whatever the store's own limit is.
-        limit = shutil.disk_usage(found).total
-        with Store(found, limit, Console().warn) as store:
-            removed = None if size is None and moment is None else store.prune(size, moment)
-            held = (
-                store.held() if store.path.exists() else []
-            )  # An emptied store has no file; a look must not make one.
-            on_disk = store.size
+        path, removed = found / FILE, None
+        if size is not None or moment is not None:
+            # Nothing is added here, so nothing is removed to make room, whatever the store's own limit is.
+            with Store(found, shutil.disk_usage(found).total, Console().warn) as store:
+                removed = store.prune(size, moment)
+        held = look(found) if path.exists() else []  # An emptied store has no file.
+        on_disk = size_of(path)
         if as_json:
             print(
                 json.dumps(
                     {
-                        "file": str(store.path),
+                        "file": str(path),
                         "bytes": on_disk,
                         "removed": removed and {"activations": removed.entries, "bytes": removed.bytes},
                         "held": [
@@ -230,7 +230,7 @@ def cache(
             print(f"removed {removed.entries:,} activations, {filesize.decimal(removed.bytes)} given back")
         if held:
             _print_held(held)
-        print(f"{store.path}: " + (f"{filesize.decimal(on_disk)} on disk" if held else "nothing is kept"))
+        print(f"{path}: " + (f"{filesize.decimal(on_disk)} on disk" if held else "nothing is kept"))
 
 
 @app.command()
@@ -351,19 +351,24 @@ def _print_held(held: "list[Held]") -> None:
         table.add_column(name, no_wrap=True)
     networks: dict[str, list[Held]] = {}
     for part in held:
-        options = "".join(f" {key}={value}" for key, value in part.description["options"].items())
-        networks.setdefault(f"{part.description['backbone']}{options}", []).append(part)
+        networks.setdefault(_network(part.description), []).append(part)
     for network, parts in networks.items():
         table.add_row(f"[dim]{escape(network)}[/dim]")
         for part in parts:
             of, size = part.description, filesize.decimal(part.bytes)
-            shape = "x".join(map(str, of["shape"]))
-            table.add_row(
-                escape(of["cut"]), f"{part.entries:,}", size, shape, of["dtype"], of["engine"], _ago(part.last_used)
-            )
+            shape = "x".join(map(str, of["shape"])) if isinstance(of.get("shape"), list) else "?"
+            cut, dtype, engine = (escape(str(of.get(name, "?"))) for name in ("cut", "dtype", "engine"))
+            table.add_row(cut, f"{part.entries:,}", size, shape, dtype, engine, _ago(part.last_used))
     count, total = sum(part.entries for part in held), sum(part.bytes for part in held)
     table.add_row("[dim]in all[/dim]", f"{count:,}", filesize.decimal(total))
     _out().print(table)
+
+
+def _network(description: dict[str, Any]) -> str:
+    """A network's name and options; another version of Graft may have described it in other words."""
+    options = description.get("options")
+    shown = "".join(f" {key}={value}" for key, value in options.items()) if isinstance(options, dict) else " ?"
+    return f"{description.get('backbone', '?')}{shown}"
 
 
 def _ago(moment: datetime) -> str:

@@ -15,15 +15,12 @@ begun. Nothing is lost by either but the time of computing it again.
 The folder belongs on a local disk: SQLite's write-ahead mode does not work across a network.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import sqlite3
 import threading
 import time
-import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,53 +28,39 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
+from pipeline import sqlite_file
 from pipeline.errors import CacheError
+from pipeline.sqlite_file import LARGE_LOG, DamageError, Layout, SqliteFile, live, size_of, sound, transaction
 
 if TYPE_CHECKING:
     from pipeline.config import Cache
     from pipeline.console import Console
 
 FILE = "activations.sqlite"
-FORMAT = 1  # user_version of the file: another number is another layout
-APPLICATION = 0x47724163  # application_id of the file: "GrAc"
-PAGE = 8192  # bytes; with larger ones a fifth of the file is lost beside activations of 25 kB
-BUSY = 60.0  # seconds to wait for another process's transaction
-LARGE_LOG = 16 << 20  # bytes of the write-ahead log from which it is folded into the file and cut
-ROOM = 0.95  # of max_bytes: what eviction goes down to, so that it does not run at every write
+ROOM = 0.95  # of what the file may take: what eviction goes down to, so that it does not run at every write
+RESERVE = 1_000_000_000  # bytes of the disk that stay free for all else that a run writes; see _reserve
+TURN = 10_000  # keys that are marked as used in one transaction, so that others get to write in between
+SMALL = 256 << 20  # bytes of a file that is looked through within a second
 
-SCHEMA = (
-    "CREATE TABLE space (id INTEGER PRIMARY KEY, description TEXT, created INTEGER, seconds_per_image REAL)",
-    # Keys and values are apart so that marking a key as used does not rewrite its value.
-    "CREATE TABLE activation (space INTEGER, picture BLOB, view BLOB, value INTEGER, checksum INTEGER, bytes INTEGER,"
-    " used INTEGER, PRIMARY KEY (space, picture, view)) WITHOUT ROWID",
-    "CREATE TABLE value (id INTEGER PRIMARY KEY, bytes BLOB)",
-    "CREATE TABLE decodable (pixels INTEGER, picture BLOB, added INTEGER, PRIMARY KEY (pixels, picture)) WITHOUT ROWID",
+LAYOUT = Layout(
+    application=0x47724163,  # "GrAc"
+    version=1,  # another number is another layout
+    schema=(
+        "CREATE TABLE space (id INTEGER PRIMARY KEY, description TEXT, created INTEGER, seconds_per_image REAL)",
+        # Keys and values are apart so that marking a key as used does not rewrite its value.
+        "CREATE TABLE activation (space INTEGER, picture BLOB, view BLOB, value INTEGER, checksum INTEGER,"
+        " bytes INTEGER, used INTEGER, PRIMARY KEY (space, picture, view)) WITHOUT ROWID",
+        "CREATE TABLE value (id INTEGER PRIMARY KEY, bytes BLOB)",
+        "CREATE TABLE decodable (pixels INTEGER, picture BLOB, added INTEGER,"
+        " PRIMARY KEY (pixels, picture)) WITHOUT ROWID",
+    ),
 )
 OF_KEY = "WHERE space = ? AND picture = ? AND view = ?"
 DELETE_VALUE = f"DELETE FROM value WHERE id = (SELECT value FROM activation {OF_KEY})"
 
-# What SQLite reports when the file may be sound but cannot be used now; all else is damage.
-UNUSABLE = {
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_TOOBIG,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_AUTH,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_PROTOCOL,
-    sqlite3.SQLITE_NOLFS,
-}
-
-# UnicodeDecodeError: SQLite quotes what it cannot read.
-BROKEN = (sqlite3.DatabaseError, UnicodeDecodeError)
-
 Key = tuple[bytes, bytes]  # picture's SHA-256 (32 bytes), view
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -104,24 +87,13 @@ class _Space:
     digest: bytes
 
 
-@dataclass(eq=False)
-class _Session:
-    """A thread's connection, which ends with the thread, and the file that it is to: names pass to other files."""
-
-    db: sqlite3.Connection
-    inode: int | None
-
-    def __del__(self) -> None:
-        self.db.close()
-
-
 class Store:
     """Activations by space, picture and view; safe to use from several threads, not to carry across a fork.
 
     Args:
         folder: where `activations.sqlite` lies or is made.
-        max_bytes: how large the file may become. Writing more removes the least recently used first. The write-ahead
-            log comes on top while a write lasts.
+        max_bytes: how large the file may become. It stays below that where the disk would otherwise be left with less
+            than a reserve. Writing more removes the least recently used first. The write-ahead log comes on top.
         warn: called with one sentence when something was found damaged.
 
     Raises:
@@ -133,13 +105,17 @@ class Store:
         self.max_bytes = max_bytes
         self._warn = warn
         self._warnings: set[str] = set()
+        self._suspect = False  # a damaged entry was found
         self._examined = False
         self._opened = _now()
         self._spaces: dict[int, _Space] = {}
         self._lock = threading.Lock()
-        self._local = threading.local()
-        self._sessions: weakref.WeakSet[_Session] = weakref.WeakSet()
-        self._closed = False
+        remedy = (
+            "Make room or mend what is wrong, let it hold less with cache.max_bytes (now "
+            f"{max_bytes / 1e6:,.0f} MB), put it elsewhere with cache.dir, or do without it with cache: off."
+        )
+        self._file = SqliteFile(self.path, LAYOUT, remedy, warn)
+        self._do = self._file.do
         self._do(lambda db: None)
 
     def space(self, description: Mapping[str, Any]) -> int:
@@ -151,23 +127,36 @@ class Store:
 
     def present(self, space: int, keys: Sequence[Key]) -> list[bool]:
         """Which of the keys are there; those are marked as used now, unless the disk does not allow it."""
-        try:
-            return self._do(lambda db: self._present(db, space, keys, mark=True))
-        except CacheError:
-            return self._do(lambda db: self._present(db, space, keys, mark=False))
+
+        def look_up(keys: Sequence[Key], mark: bool) -> list[bool]:
+            return self._do(lambda db: self._present(db, space, keys, mark))
+
+        # In the order of the table, neighbours share a page that is then read and written once.
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        there = [False] * len(keys)
+        mark = True
+        for start in range(0, len(keys), TURN):
+            places = order[start : start + TURN]
+            wanted = [keys[place] for place in places]
+            try:
+                found = look_up(wanted, mark)
+            except CacheError:
+                mark = False
+                found = look_up(wanted, mark)
+            for place, is_there in zip(places, found, strict=True):
+                there[place] = is_there
+        return there
 
     def _present(self, db: sqlite3.Connection, space: int, keys: Sequence[Key], mark: bool) -> list[bool]:
-        there = [False] * len(keys)
-        now = _now()
-        with _transaction(db, "IMMEDIATE" if mark else "DEFERRED"):
-            # In the order of the table, neighbours share a page that is then read and written once.
-            for place in sorted(range(len(keys)), key=keys.__getitem__):
+        there, now = [], _now()
+        with transaction(db, "IMMEDIATE" if mark else "DEFERRED"):
+            for key in keys:
                 if mark:
-                    found = db.execute(f"UPDATE activation SET used = ? {OF_KEY}", (now, space, *keys[place]))
-                    there[place] = found.rowcount > 0
+                    changed = db.execute(f"UPDATE activation SET used = ? {OF_KEY}", (now, space, *key))
+                    there.append(changed.rowcount > 0)
                 else:
-                    found = db.execute(f"SELECT 1 FROM activation {OF_KEY}", (space, *keys[place]))
-                    there[place] = found.fetchone() is not None
+                    row = db.execute(f"SELECT 1 FROM activation {OF_KEY}", (space, *key))
+                    there.append(row.fetchone() is not None)
         return there
 
     def read(self, space: int, keys: Sequence[Key]) -> list[bytes | None]:
@@ -192,7 +181,7 @@ class Store:
         damaged = []
         digest = self._spaces[space].digest
         query = f"SELECT checksum, value.bytes FROM activation LEFT JOIN value ON value.id = activation.value {OF_KEY}"
-        with _transaction(db, "DEFERRED"):
+        with transaction(db, "DEFERRED"):
             for key in keys:
                 row = db.execute(query, (space, *key)).fetchone()
                 if row is None:
@@ -206,22 +195,29 @@ class Store:
 
     def _remove(self, db: sqlite3.Connection, space: int, keys: Sequence[Key]) -> None:
         named = [(space, *key) for key in keys]
-        with _transaction(db, "IMMEDIATE"):
+        with transaction(db, "IMMEDIATE"):
             db.executemany(DELETE_VALUE, named)
             db.executemany(f"DELETE FROM activation {OF_KEY}", named)
         # Pages that two values share would damage entries again and again. To look takes as long as to read the file.
+        self._suspect = True
+        if self.size <= SMALL:
+            self._examine(db)
+
+    def _examine(self, db: sqlite3.Connection) -> None:
+        """Looks through the file, once in the store's life."""
         if not self._examined:
             self._examined = True
-            if not _sound(db):
-                raise sqlite3.DatabaseError("its pages are malformed")
+            if not sound(db):
+                raise DamageError("its pages are malformed")
 
     def write(self, space: int, entries: Sequence[tuple[Key, bytes]]) -> None:
         """Keeps all the entries, or none; those already there are replaced.
 
-        When the file would exceed max_bytes the least recently used entries are removed, never these.
+        When the file would exceed max_bytes, or take of the disk what is to stay free, the least recently used entries
+        are removed, never these.
 
         Raises:
-            CacheError: the entries alone exceed max_bytes, the disk is full, or the file cannot be written. The store
+            CacheError: the entries alone are more than that, the disk is full, or the file cannot be written. The store
                 is then as it was before.
         """
         new = dict(entries)
@@ -232,14 +228,16 @@ class Store:
         now = _now()
         digest = self._spaces[space].digest
         needed = sum(map(len, new.values()))
-        if needed > self.max_bytes:
-            raise self._too_large(needed)
-        evicted = 0
-        with _transaction(db, "IMMEDIATE"):
+        limit = self._limit()
+        if needed > limit:
+            raise self._too_large(needed, limit)
+        large_log = min(LARGE_LOG, limit // 8)  # Where there is little room, the log may take but little of it.
+        evicted = self._give_way(db, limit, large_log)
+        with transaction(db, "IMMEDIATE"):
             self._insert_space(db, space)
             # Room is made first, so that what is written takes the pages that become free and the file does not grow.
-            if _live(db) + needed > self.max_bytes:
-                evicted = self._evict(db, int(ROOM * self.max_bytes) - needed)
+            if live(db) + needed > limit:
+                evicted = max(evicted, self._evict(db, int(ROOM * limit) - needed))
             rows = []
             for key, value in new.items():
                 number = db.execute("INSERT INTO value (bytes) VALUES (?)", (value,)).lastrowid
@@ -247,16 +245,32 @@ class Store:
             rows.sort()  # in the order of the table, neighbours share a page that is then written once
             db.executemany(DELETE_VALUE, (row[:3] for row in rows))
             db.executemany("INSERT OR REPLACE INTO activation VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            if _live(db) > self.max_bytes:
-                evicted = self._evict(db, int(ROOM * self.max_bytes), spared=now)
-                if _live(db) > self.max_bytes:
-                    raise self._too_large(needed)
-        self._settle(db, self.max_bytes)
+            if live(db) > limit:
+                evicted = max(evicted, self._evict(db, int(ROOM * limit), spared=now))
+                if live(db) > limit:
+                    raise self._too_large(needed, limit)
+        self._file.settle(db, limit, large_log)
         if evicted >= self._opened:
             self._warn_once(
                 f"The activation store {self.path} may hold {self.max_bytes / 1e6:,.1f} MB, less than is in use: what "
                 "was removed to make room will be computed again. Raise cache.max_bytes."
+                if limit == self.max_bytes
+                else f"The disk of the activation store {self.path} has no room for all that is in use: what was "
+                "removed will be computed again. Make room, or put the store elsewhere with cache.dir."
             )
+
+    def _give_way(self, db: sqlite3.Connection, limit: int, large_log: int) -> int:
+        """Evicts down to a limit that has fallen, as when others take of the disk; returns what _evict does.
+
+        In pieces: what is removed at once goes through the log, for which there may be little room.
+        """
+        evicted, before = 0, None
+        while (now := live(db)) > limit and now != before:
+            with transaction(db, "IMMEDIATE"):
+                evicted = max(evicted, self._evict(db, max(limit, live(db) - large_log)))
+            self._file.settle(db, limit, large_log)
+            before = now
+        return evicted
 
     def _insert_space(self, db: sqlite3.Connection, space: int) -> None:
         """A space stands in the file from its first entry on, and again after the file was begun anew."""
@@ -275,7 +289,7 @@ class Store:
         """Notes the seconds that computing one activation of the space took."""
 
         def work(db: sqlite3.Connection) -> None:
-            with _transaction(db, "IMMEDIATE"):
+            with transaction(db, "IMMEDIATE"):
                 self._insert_space(db, space)
                 db.execute("UPDATE space SET seconds_per_image = ? WHERE id = ?", (float(seconds_per_image), space))
 
@@ -296,7 +310,7 @@ class Store:
         rows = [(number, picture, now) for picture in sorted(set(pictures))]
 
         def work(db: sqlite3.Connection) -> None:
-            with _transaction(db, "IMMEDIATE"):
+            with transaction(db, "IMMEDIATE"):
                 db.executemany("INSERT OR REPLACE INTO decodable VALUES (?, ?, ?)", rows)
 
         with suppress(CacheError):  # As above.
@@ -304,31 +318,35 @@ class Store:
 
     def held(self) -> list[Held]:
         """What there is of each space, the most recently used first."""
-        query = (
-            "SELECT id, description, COUNT(*), SUM(bytes), MAX(used)"
-            " FROM space JOIN activation ON activation.space = space.id GROUP BY id ORDER BY MAX(used) DESC"
-        )
-        return self._do(
-            lambda db: [
-                Held(json.loads(text), entries, _whole(total), datetime.fromtimestamp(_whole(used) / 1e6, UTC))
-                for number, text, entries, total, used in db.execute(query)
-                # A description that is damaged is left out; the next write to its space mends it.
-                if isinstance(text, bytes) and _number(text.decode(errors="replace"))[0] == number
-            ]
-        )
+        return self._do(_held)
 
     @property
     def size(self) -> int:
         """Bytes of the files on disk."""
-        return sum(_size(path) for path in self._files())
+        return size_of(self.path)
 
     @property
     def room(self) -> int:
-        """Bytes that the store could hold, with all it holds now removed: max_bytes, or what the disk has."""
-        return min(self.max_bytes, self.size + shutil.disk_usage(self.path.parent).free)
+        """Bytes that the store could hold, with all it holds now removed: max_bytes, or what the disk has to spare.
+
+        Raises:
+            CacheError: the folder is gone.
+        """
+        return max(self._limit(), 0)
+
+    def _limit(self) -> int:
+        """Bytes that the file may take now; negative where others have taken what is to stay free of the disk."""
+        try:
+            disk = os.statvfs(self.path.parent)
+        except OSError as error:
+            raise self._file.unusable(error) from error
+        to_spare = disk.f_frsize * disk.f_bavail - _reserve(disk.f_frsize * disk.f_blocks)
+        return min(self.max_bytes, self.size + to_spare)
 
     def prune(self, max_bytes: int | None = None, unused_since: datetime | None = None) -> Pruned:
         """Removes what was not used since a moment (with its time zone), then the least recently used beyond max_bytes.
+
+        Which pictures decode is forgotten with the whole store alone: it is little, and not noted when it is used.
 
         The room is given back to the file system. To remove needs a little room in the log, but for max_bytes 0, which
         removes the file as a whole and so works on a full disk.
@@ -339,33 +357,30 @@ class Store:
         before = self.size
         if max_bytes == 0:
             removed = self._do(_count)
-            self._local.session = None
-            with self._alone():
-                self._unlink()
+            self._file.remove()
         else:
             removed = self._do(lambda db: self._prune(db, max_bytes, unused_since))
         return Pruned(removed, max(before - self.size, 0))
 
     def _prune(self, db: sqlite3.Connection, max_bytes: int | None, unused_since: datetime | None) -> int:
-        with _transaction(db, "IMMEDIATE"):
+        with transaction(db, "IMMEDIATE"):
             before = _count(db)
             if unused_since is not None:
-                moment = int(unused_since.timestamp() * 1e6)
-                self._delete(db, "used < ?", (moment,))
-                db.execute("DELETE FROM decodable WHERE added < ?", (moment,))
+                self._delete(db, "used < ?", (int(unused_since.timestamp() * 1e6),))
             if max_bytes is not None:
                 self._evict(db, max_bytes)
             db.execute("DELETE FROM space WHERE id NOT IN (SELECT DISTINCT space FROM activation)")
             removed = before - _count(db)
-        self._settle(db, 0)
+        self._file.settle(db, 0, 0)
         return removed
 
     def close(self) -> None:
-        """Closes the file in all threads; none may be using it."""
-        self._closed = True
-        with self._alone():
-            for session in list(self._sessions):
-                session.db.close()
+        """Closes the file in all threads; none may be using it. It raises nothing, whatever has become of the file."""
+        suspect, self._suspect = self._suspect, False
+        if suspect and not self._examined and self.path.exists():
+            with suppress(CacheError):
+                self._do(self._examine)
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -388,7 +403,7 @@ class Store:
             When the last of what was removed had been used, 0 if there was nothing.
         """
         moment = 0
-        while (excess := _live(db) - goal) > 0:
+        while (excess := live(db) - goal) > 0:
             last = None
             rows = db.execute(
                 "SELECT used, value, bytes FROM activation WHERE used IS NOT ? ORDER BY used, value", (spared,)
@@ -405,156 +420,15 @@ class Store:
             self._delete(db, "used IS NOT ? AND (used, value) <= (?, ?)", (spared, *last))
         return moment
 
-    def _settle(self, db: sqlite3.Connection, max_bytes: int) -> None:
-        """Cuts off what the file holds beyond max_bytes and is free, and folds in a log that has become large."""
-        with suppress(sqlite3.OperationalError):  # a full disk: what was committed before stays so
-            over = min(_pragma(db, "freelist_count"), _pragma(db, "page_count") - max_bytes // PAGE)
-            piece = LARGE_LOG // PAGE  # what is moved passes through the log
-            for start in range(0, over, piece):
-                # It takes a step a page, of which execute() makes one.
-                db.executescript(f"PRAGMA incremental_vacuum({min(piece, over - start)})")
-                self._fold(db)
-        if max_bytes == 0 or _size(self._files()[1]) > LARGE_LOG:
-            self._fold(db)
-
-    def _fold(self, db: sqlite3.Connection) -> None:
-        """Moves the log into the file and cuts it. What was committed stays so, whether that succeeds or not."""
-        with suppress(sqlite3.OperationalError):
-            db.execute("PRAGMA busy_timeout = 2000")  # milliseconds: readers are not worth a long wait here
-            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        db.execute(f"PRAGMA busy_timeout = {int(BUSY * 1000)}")
-
-    def _do(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Runs work on this thread's connection, and again on a new file when this one is damaged."""
-        for _ in range(3):
-            session = self._session()
-            try:
-                return work(session.db)
-            except sqlite3.ProgrammingError:
-                raise
-            except BROKEN as error:
-                if not self._damaged(session.db, error):
-                    self._fold(session.db)  # what was rolled back still takes room in the log
-                    raise self._error(error) from error
-                with self._alone():
-                    self._remove_file(session.inode, error)
-        raise self._hopeless()
-
-    def _session(self) -> _Session:
-        """This thread's connection to the file that has the name now."""
-        assert not self._closed, "the store is closed"
-        session: _Session | None = getattr(self._local, "session", None)
-        if session is None or session.inode != _inode(self.path):
-            # A connection to a file that was removed or replaced ends here. SQLite notices that the file has moved, and
-            # leaves the log of its successor alone.
-            self._local.session = session = None
-            self._local.session = session = self._open()
-            self._sessions.add(session)
-        return session
-
-    def _open(self) -> _Session:
-        with self._alone():
-            for _ in range(3):
-                session = None
-                try:
-                    db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-                    session = _Session(db, _inode(self.path))
-                    self._set_up(db)
-                    return session
-                except BROKEN as error:
-                    if session is None or not self._damaged(session.db, error):
-                        raise self._error(error) from error
-                    self._remove_file(session.inode, error)
-        raise self._hopeless()
-
-    def _set_up(self, db: sqlite3.Connection) -> None:
-        db.text_factory = bytes  # text that is damaged cannot fail to decode
-        # 4 MiB of cache and no mapping: memory must not grow with the store, nor a page that is lost be a SIGBUS.
-        for pragma in ("cache_size = -4096", "mmap_size = 0", "cell_size_check = ON"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        if not _pragma(db, "page_count"):
-            db.execute(f"PRAGMA page_size = {PAGE}")
-            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        new = not db.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        application, version = _pragma(db, "application_id"), _pragma(db, "user_version")
-        if not new and (application, version) != (APPLICATION, FORMAT):
-            other = f"format {version}" if application == APPLICATION else "another program's file"
-            raise CacheError(
-                f"{self.path} is not an activation store that this version of Graft can use. Expected format {FORMAT}, "
-                f"received {other}. Remove the file, put the store elsewhere with cache.dir, or do without it with "
-                "cache: off."
-            )
-        for pragma in ("journal_mode = WAL", f"journal_size_limit = {LARGE_LOG}", "synchronous = NORMAL"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        if new:
-            with _transaction(db, "IMMEDIATE"):
-                for statement in SCHEMA:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION}")
-                db.execute(f"PRAGMA user_version = {FORMAT}")
-        if _pragma(db, "auto_vacuum") != 2 or _pragma(db, "page_size") != PAGE:
-            raise sqlite3.DatabaseError("its header is malformed")
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One thread of one process at a time: the file and its log are opened, closed and removed together."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield
-        except OSError as error:
-            raise self._error(error) from error
-
-    def _remove_file(self, inode: int | None, error: Exception) -> None:
-        """Removes the damaged file, unless another thread or process has. The name is ours alone meanwhile."""
-        if inode == _inode(self.path):
-            self._unlink()
-            self._warn(
-                f"The activation store {self.path} is damaged ({error}): it is begun anew, and what it held is "
-                "computed again."
-            )
-
-    def _unlink(self) -> None:
-        for path in self._files():
-            path.unlink(missing_ok=True)
-
-    def _files(self) -> tuple[Path, Path, Path]:
-        """The file, its write-ahead log and the log's index."""
-        return self.path, self.path.with_name(f"{FILE}-wal"), self.path.with_name(f"{FILE}-shm")
-
-    def _damaged(self, db: sqlite3.Connection, error: Exception) -> bool:
-        """Whether the file is damaged, rather than cannot be used now."""
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        if code == sqlite3.SQLITE_READONLY:  # a header that is damaged can say so
-            return os.access(self.path, os.W_OK)
-        if code == sqlite3.SQLITE_FULL and shutil.disk_usage(self.path.parent).free > LARGE_LOG:
-            # The system limits how large a file may be, or a number of a page is damaged and lies beyond all files.
-            return not _sound(db)
-        return code not in UNUSABLE
-
-    def _error(self, error: Exception) -> CacheError:
-        """One paragraph on a file or folder that cannot be used."""
-        try:
-            free = f", {shutil.disk_usage(self.path.parent).free / 1e6:,.0f} MB free there"
-        except OSError:
-            free = ""
+    def _too_large(self, needed: int, limit: int) -> CacheError:
+        if limit == self.max_bytes:
+            what, remedy = f"may hold {limit / 1e6:,.1f} MB", "Raise cache.max_bytes"
+        else:
+            what = f"can hold {max(limit, 0) / 1e6:,.1f} MB, as some of its disk stays free for other files"
+            remedy = "Make room, put it elsewhere with cache.dir"
         return CacheError(
-            f"The activation store {self.path} cannot be used: {error}{free}. Make room or mend what is wrong, let it "
-            f"hold less with cache.max_bytes (now {self.max_bytes / 1e6:,.0f} MB), put it elsewhere with cache.dir, or "
-            "do without it with cache: off."
-        )
-
-    def _hopeless(self) -> CacheError:
-        return CacheError(
-            f"The activation store {self.path} was damaged, and so is each new one begun in its place. Check its disk, "
-            "put it elsewhere with cache.dir, or do without it with cache: off."
-        )
-
-    def _too_large(self, needed: int) -> CacheError:
-        return CacheError(
-            f"The activation store {self.path} may hold {self.max_bytes / 1e6:,.1f} MB, and {needed / 1e6:,.1f} MB "
-            "were to be written at once. Raise cache.max_bytes, or do without the store with cache: off."
+            f"The activation store {self.path} {what}, and {needed / 1e6:,.1f} MB were to be written at once. "
+            f"{remedy}, or do without the store with cache: off."
         )
 
     def _warn_once(self, message: str) -> None:
@@ -563,6 +437,15 @@ class Store:
             self._warnings.add(message)
         if new:
             self._warn(message)
+
+
+def look(folder: Path) -> list[Held]:
+    """What a store holds of each space, the most recently used first, without writing anything.
+
+    Raises:
+        CacheError: there is no store that can be read.
+    """
+    return sqlite_file.look(folder / FILE, LAYOUT, _held)
 
 
 @contextmanager
@@ -597,34 +480,25 @@ def _now() -> int:
     return time.time_ns() // 1000
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection, kind: str) -> Iterator[None]:
-    db.execute(f"BEGIN {kind}")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):
-            db.rollback()
-        raise
+def _reserve(disk: int) -> int:
+    """Bytes that stay free of a disk of so many: the weights, the export and MLflow's files need room too.
+
+    A gigabyte or a twentieth of the disk, whichever is more, but of a small disk a quarter.
+    """
+    return min(max(RESERVE, disk // 20), disk // 4)
 
 
-def _pragma(db: sqlite3.Connection, name: str) -> int:
-    value: int = db.execute(f"PRAGMA {name}").fetchone()[0]
-    return value
-
-
-def _live(db: sqlite3.Connection) -> int:
-    """Bytes of the pages in use."""
-    return (_pragma(db, "page_count") - _pragma(db, "freelist_count")) * PAGE
-
-
-def _sound(db: sqlite3.Connection) -> bool:
-    """Whether SQLite's own pages are; it reads the whole file."""
-    try:
-        return db.execute("PRAGMA quick_check(1)").fetchall() == [(b"ok",)]
-    except BROKEN:
-        return False
+def _held(db: sqlite3.Connection) -> list[Held]:
+    query = (
+        "SELECT id, description, COUNT(*), TOTAL(bytes), MAX(used)"  # TOTAL: damaged numbers cannot overflow it
+        " FROM space JOIN activation ON activation.space = space.id GROUP BY id ORDER BY MAX(used) DESC"
+    )
+    return [
+        Held(json.loads(text), entries, _whole(int(total)), datetime.fromtimestamp(_whole(used) / 1e6, UTC))
+        for number, text, entries, total, used in db.execute(query)
+        # A description that is damaged is left out; the next write to its space mends it.
+        if isinstance(text, bytes) and _number(text.decode(errors="replace"))[0] == number
+    ]
 
 
 def _count(db: sqlite3.Connection) -> int:
@@ -635,19 +509,5 @@ def _count(db: sqlite3.Connection) -> int:
 def _whole(number: Any) -> int:
     """A count of bytes or microseconds as it was written; damage may have made anything of it."""
     if not isinstance(number, int) or not 0 <= number < 1 << 53:
-        raise sqlite3.DatabaseError("a number is malformed")
+        raise DamageError("a number is malformed")
     return number
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return None
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

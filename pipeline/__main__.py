@@ -358,6 +358,7 @@ def _print_held(held: "list[Held]") -> None:
             of, size = part.description, filesize.decimal(part.bytes)
             shape = "x".join(map(str, of["shape"])) if isinstance(of.get("shape"), list) else "?"
             cut, dtype, engine = (escape(str(of.get(name, "?"))) for name in ("cut", "dtype", "engine"))
+            engine = engine.split()[0]  # Without its version.
             table.add_row(cut, f"{part.entries:,}", size, shape, dtype, engine, _ago(part.last_used))
     count, total = sum(part.entries for part in held), sum(part.bytes for part in held)
     table.add_row("[dim]in all[/dim]", f"{count:,}", filesize.decimal(total))

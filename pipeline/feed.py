@@ -155,6 +155,8 @@ class Feed:
         frozen = self._frozen
         if frozen is None or not frozen.uses:
             return ""
+        if not self._kept:
+            return f"{frozen.uses:,} activations, each computed when it was used"
         spared = max(frozen.uses - frozen.computed, 0)
         return (
             f"{spared / frozen.uses:.0%} of {frozen.uses:,} activations from the store, which saved computing for "
@@ -167,15 +169,16 @@ class Feed:
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None, int]:
         """The order of an epoch's pictures, int [N], each one's view, int [N] in 0..K-1, and a seed of the epoch's own.
 
-        The views are None where every epoch augments anew.
+        A picture's view follows from its content, not from the other pictures: more of them leave it as it is. The
+        views are None where every epoch augments anew.
         """
-        random = np.random.default_rng([self._pictures.seed, self._phase, epoch])
-        order = random.permutation(len(self._pictures.train))
-        anew = int(random.integers(np.iinfo(np.int32).max))
-        data = self._pictures.data
+        data, key = self._pictures.data, [self._pictures.seed, self._phase, epoch]
+        order = np.random.default_rng(key).permutation(len(self._pictures.train))
+        anew = _number(*key)
         if data.augment.of_each and data.views is None:
             return order, None, anew
-        return order, random.integers(len(self._seeds), size=len(order)), anew
+        drawn = _spread(self._contents[order].astype(np.uint64) << np.uint64(32) | np.uint64(anew))
+        return order, (drawn % np.uint64(len(self._seeds))).astype(int), anew
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """All that the phase's epochs draw: rows, int [n], ascending, and the seeds of their views, int32 [n]."""
@@ -214,9 +217,7 @@ class Feed:
 def _why_train_is_not_kept(data: Data) -> str | None:
     if data.augment.mixup is not None or data.augment.cutmix is not None:
         name = "mixup" if data.augment.mixup is not None else "cutmix"
-        return (
-            f"data.augment.{name} mixes pixels, and the layers do not make of a mixture the mixture of what they make"
-        )
+        return f"data.augment.{name} mixes pixels, which is not the same as mixing activations"
     if data.augment.of_each and data.views is None:
         return "data.augment draws anew each time. With data.views, e.g. 8, each view would pass once and be kept"
     return None
@@ -224,8 +225,23 @@ def _why_train_is_not_kept(data: Data) -> str | None:
 
 def _seeds_of_views(seed: int, views: int) -> np.ndarray:
     """int32 [views]: PLAIN, then a seed for each augmentation. More views leave the first ones as they are."""
-    digests = (hashlib.sha256(f"{seed} view {number}".encode()).digest() for number in range(1, views))
-    return np.array([PLAIN, *(int.from_bytes(digest[:4], "big") & 0x7FFFFFFF for digest in digests)], np.int32)
+    return np.array([PLAIN, *(_number(seed, view) for view in range(1, views))], np.int32)
+
+
+def _number(*key: int) -> int:
+    """31 bits that follow from a key."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1
+
+
+def _spread(numbers: np.ndarray) -> np.ndarray:
+    """uint64 [n]: other numbers, spread evenly, whatever the first ones are.
+
+    The finalizer of SplitMix64: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
+    """
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    spread: np.ndarray = numbers ^ (numbers >> np.uint64(31))
+    return spread
 
 
 def _to_devices(batch: np.ndarray) -> Any:

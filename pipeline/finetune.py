@@ -254,10 +254,10 @@ def _summary(phase: Phase, division: Division, network: Network) -> str:
 
 def _account(prepared: float, epochs: list[Epoch], store: str) -> str:
     """What a phase cost, in one line."""
-    trained = sum(epoch.seconds for epoch in epochs)
+    seconds = prepared + sum(epoch.seconds for epoch in epochs)
+    before = f" ({prepared:.1f} s of it before the first epoch)" if prepared >= 0.1 else ""
     rate = statistics.median(epoch.images_per_second for epoch in epochs)
-    parts = [f"{prepared:.1f} s of frozen layers, {trained:.1f} s of epochs at {rate:,.0f} images/s", store]
-    return "; ".join(part for part in parts if part)
+    return "; ".join(filter(None, [f"{seconds:.1f} s{before}", f"{rate:,.0f} images/s", store]))
 
 
 def _count(variables: list[keras.Variable]) -> int:

@@ -4,6 +4,7 @@ Few pictures: fix more weights. Many: train more of them, always at a learning r
 the pretraining data the pictures are cannot be told from their number; who knows it can unfreeze more.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.config import SGD, Augment, Cosine, EarlyStopping, Phase, Plateau, Share, default_phases
@@ -165,7 +166,7 @@ class Keeping:
 
 
 def keeping(
-    entries: int, missing: int, uses: int, size: int, room: int, store_seconds: float, compute_seconds: float
+    entries: int, missing: int, uses: int, size: int, room: int, seconds: Callable[[], tuple[float, float]]
 ) -> Keeping:
     """Whether a phase reads activations from the store or computes them on the fly.
 
@@ -178,21 +179,26 @@ def keeping(
         uses: how often the phase reads one.
         size: of one, in bytes. Keys, and pages that are not full, take up to two fifths as much again.
         room: what the store can hold, in bytes.
-        store_seconds: writing and reading one.
-        compute_seconds: augmenting a picture and computing one.
+        seconds: measures what it takes to augment a picture and compute an activation, and to write and read one. Not
+            asked where there is no room: trying the store would make it remove what others need.
     """
+    sizes = f"{entries:,} activations of {_bytes(size)} are {_bytes(entries * size)}, there is room for {_bytes(room)}"
+    if entries * size * 1.4 > room:
+        return Keeping(False, f"{sizes}: too little, so they are computed on the fly")
+    compute_seconds, store_seconds = seconds()
     kept = missing * compute_seconds + uses * store_seconds
     on_the_fly = uses * compute_seconds
-    if entries * size * 1.4 > room:
-        why = "on the fly: there is no room"
-    elif store_seconds >= compute_seconds:
-        why = "on the fly: the store is slower"
+    if store_seconds >= compute_seconds:
+        verdict = "the store is slower, so they are computed on the fly"
     else:
-        why = "kept" if kept < on_the_fly else "kept, for later runs"
+        verdict = "they are kept" if kept < on_the_fly else "they are kept, for later runs"
     return Keeping(
-        why.startswith("kept"),
-        f"{entries:,} activations of {size / 1e3:,.1f} kB are {entries * size / 1e6:,.0f} MB, there is room for "
-        f"{room / 1e6:,.0f} MB; computing one takes {compute_seconds * 1e3:.2f} ms, writing and reading it "
-        f"{store_seconds * 1e3:.2f} ms; {missing:,} to compute and {uses:,} to read take {kept:.1f} s, on the fly "
-        f"{on_the_fly:.1f} s: {why}",
+        store_seconds < compute_seconds,
+        f"{sizes}; one is computed in {compute_seconds * 1e3:.2f} ms, written and read in {store_seconds * 1e3:.2f} "
+        f"ms. Computing {missing:,} and reading {uses:,} takes {kept:.1f} s, computing all {uses:,} {on_the_fly:.1f} "
+        f"s: {verdict}",
     )
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

@@ -167,6 +167,11 @@ class SqliteFile:
 
     def unusable(self, error: object) -> CacheError:
         """One paragraph on a file or folder that cannot be used."""
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            return CacheError(
+                f"The activation store cannot be in {self.path.parent}: it is not a folder, or is below what is none. "
+                "Choose another cache.dir, or do without it with cache: off."
+            )
         free = free_on(self.path.parent)
         room = "" if free is None else f", {free / 1e6:,.0f} MB free there"
         return CacheError(f"The activation store {self.path} cannot be used: {error}{room}. {self._remedy}")

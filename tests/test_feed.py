@@ -168,15 +168,15 @@ class Small(Counting):
     room = 100
 
 
-@pytest.mark.parametrize(("kind", "words"), [(Slow, "on the fly: the store is slower"), (Small, "there is no room")])
-def test_what_does_not_pay_is_computed_on_the_fly_unless_always(kind, words, tmp_path):
+@pytest.mark.parametrize(("kind", "words", "tried"), [(Slow, "the store is slower", 16), (Small, "too little", 0)])
+def test_what_does_not_pay_is_computed_on_the_fly_unless_always(kind, words, tried, tmp_path):
     with kind(tmp_path) as store:
-        for use, written in (("auto", 16), ("always", 36)):  # Sixteen to try the store with.
+        for use, written in (("auto", tried), ("always", 36)):
             read = pictures(cache=Cache(use=use), store=store)
             with feed_of(read, console=(heard := Heard())) as feed:
                 epoch(feed)
                 if use == "auto":
-                    assert feed.account().startswith("0% of 24")
+                    assert feed.account().startswith("24 activations, each computed")
             assert len(store.written) == written
             assert any(words in line for line in heard.said)
 
@@ -252,7 +252,7 @@ def test_a_phase_keeps_what_it_draws_and_a_cache_that_is_off_nothing(store):
         assert feed.account().startswith(f"{(48 - len(drawn_)) / 60:.0%} of 60 activations from the store")
     with feed_of(pictures(data_=data(augment=AUGMENT, views=8))) as feed:
         epoch(feed)
-        assert feed.account().startswith("0% of 24")
+        assert feed.account().startswith("24 activations, each computed")
 
 
 # ---------------------------------------------------------------------------------------------- views and their order
@@ -297,6 +297,23 @@ def test_how_a_picture_is_changed_follows_from_its_content_and_the_epoch():
     assert drawn() == drawn(train=distinct(reverse=True))
     first, second = drawn(epochs=2)
     assert not set(first) & set(second)
+
+
+def test_more_pictures_leave_the_views_of_the_others_as_they_are():
+    few, more = distinct(), split(9, seed=5)
+    more = replace(more, digests=(*few.digests, *more.digests[6:]))
+
+    def views(train):
+        read = pictures(train, data_=data(augment=AUGMENT, views=8))
+        drawn = []
+        with feed_of(read, all_layers) as feed:
+            for number in range(20):
+                order, views, _ = feed._draw(number)
+                drawn.append(views[np.argsort(order)][:6].tolist())
+        return drawn
+
+    assert views(few) == views(more)
+    assert {view for epoch in views(few) for view in epoch} == set(range(8))
 
 
 def test_the_seed_and_the_phase_decide_what_is_drawn():

@@ -77,34 +77,42 @@ def test_without_pretrained_weights_everything_is_trained():
     assert isinstance(phase.schedule, Plateau)
 
 
-KEEPING = {
-    "entries": 1_000, "missing": 400, "uses": 5_000, "size": 25_088, "room": 20_000_000_000,
-    "store_seconds": 1e-4, "compute_seconds": 1e-3,
-}  # fmt: skip
+KEEPING = {"entries": 1_000, "missing": 400, "uses": 5_000, "size": 25_088, "room": 20_000_000_000}
+FLY = "so they are computed on the fly"
+
+
+def decided(compute_seconds=1e-3, store_seconds=1e-4, **changes):
+    return keeping(**KEEPING | changes, seconds=lambda: (compute_seconds, store_seconds))
 
 
 def test_activations_are_kept_where_they_fit_and_the_store_is_quicker():
-    decision = keeping(**KEEPING)
+    decision = decided()
     assert decision.worth_it
     assert decision.arithmetic == (
-        "1,000 activations of 25.1 kB are 25 MB, there is room for 20,000 MB; computing one takes 1.00 ms, writing and "
-        "reading it 0.10 ms; 400 to compute and 5,000 to read take 0.9 s, on the fly 5.0 s: kept"
+        "1,000 activations of 25.1 kB are 25 MB, there is room for 20,000 MB; one is computed in 1.00 ms, written and "
+        "read in 0.10 ms. Computing 400 and reading 5,000 takes 0.9 s, computing all 5,000 5.0 s: they are kept"
     )
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"store_seconds": 1e-3}, "on the fly: the store is slower"),
-        ({"store_seconds": 0.9999e-3}, "kept, for later runs"),
-        ({"room": 1_400 * 25_088 - 1}, "on the fly: there is no room"),
-        ({"room": 1_400 * 25_088 + 1}, "kept"),
-        ({"room": 0, "store_seconds": 1.0}, "on the fly: there is no room"),
+        ({"store_seconds": 1e-3}, f"the store is slower, {FLY}"),
+        ({"store_seconds": 0.9999e-3}, "they are kept, for later runs"),
+        ({"room": 1_400 * 25_088 - 1}, f"there is room for 35 MB: too little, {FLY}"),
+        ({"room": 1_400 * 25_088 + 1}, "they are kept"),
         # What a phase does not use again, a later one does.
-        ({"uses": 1_000, "missing": 1_000}, "kept, for later runs"),
+        ({"uses": 1_000, "missing": 1_000}, "they are kept, for later runs"),
     ],
 )
 def test_activations_are_computed_on_the_fly_where_they_do_not_fit_or_the_store_is_slower(changes, why):
-    decision = keeping(**KEEPING | changes)
-    assert decision.worth_it == why.startswith("kept")
-    assert decision.arithmetic.endswith(f": {why}")
+    decision = decided(**changes)
+    assert decision.worth_it == why.startswith("they are kept")
+    assert decision.arithmetic.endswith(why)
+
+
+def test_nothing_is_tried_where_there_is_no_room():
+    def asked():
+        raise AssertionError("the store was tried")
+
+    assert not keeping(**KEEPING | {"room": 0}, seconds=asked).worth_it

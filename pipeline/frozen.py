@@ -133,23 +133,20 @@ class Frozen:
                     self._console.say(f"  the frozen layers run on TensorFlow: {self._forward.why}")
             return self._forward
 
-    def rounded(self, features: Any) -> Any:
-        """float32 [n, ...] as it would come out of the store: a tensor or an array, as it is given."""
+    def rounded(self, features: np.ndarray) -> np.ndarray:
+        """float32 [n, ...] as it would come out of the store."""
         if self._dtype in (None, "float32"):
             return features
         limit = _LARGEST[self._dtype]
-        if isinstance(features, np.ndarray):
-            return features.clip(-limit, limit).astype(self._dtype).astype(np.float32)
-        return tf.cast(tf.cast(tf.clip_by_value(features, -limit, limit), self._dtype), tf.float32)
+        return features.clip(-limit, limit).astype(self._dtype).astype(np.float32)
 
     def compute(self, views: np.ndarray) -> np.ndarray:
         """float32 [n, ...] of views, float32 [n, H, W, 3] in 0..255, computed and not kept."""
         self.count(uses=len(views), computed=len(views))
-        features: np.ndarray = self.rounded(self.forward.run(views))
-        return features
+        return self.rounded(self.forward.run(views))
 
     def count(self, uses: int = 0, computed: int = 0) -> None:
-        """Counts activations, from any thread; also those that the caller computes by other means."""
+        """Counts activations, from any thread."""
         with self._counting:
             self.uses += uses
             self.computed += computed

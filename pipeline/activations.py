@@ -48,13 +48,12 @@ LAYOUT = Layout(
     application=0x47724163,  # "GrAc"
     version=1,  # another number is another layout
     schema=(
-        "CREATE TABLE space (id INTEGER PRIMARY KEY, description TEXT, created INTEGER, seconds_per_image REAL)",
+        "CREATE TABLE space (id INTEGER PRIMARY KEY, description TEXT, seconds_per_image REAL)",
         # Keys and values are apart so that marking a key as used does not rewrite its value.
         "CREATE TABLE activation (space INTEGER, picture BLOB, view BLOB, value INTEGER, checksum INTEGER,"
         " bytes INTEGER, used INTEGER, PRIMARY KEY (space, picture, view)) WITHOUT ROWID",
         "CREATE TABLE value (id INTEGER PRIMARY KEY, bytes BLOB)",
-        "CREATE TABLE decodable (pixels INTEGER, picture BLOB, added INTEGER,"
-        " PRIMARY KEY (pixels, picture)) WITHOUT ROWID",
+        "CREATE TABLE decodable (pixels INTEGER, picture BLOB, PRIMARY KEY (pixels, picture)) WITHOUT ROWID",
     ),
 )
 OF_KEY = "WHERE space = ? AND picture = ? AND view = ?"
@@ -275,9 +274,9 @@ class Store:
     def _insert_space(self, db: sqlite3.Connection, space: int) -> None:
         """A space stands in the file from its first entry on, and again after the file was begun anew."""
         db.execute(
-            "INSERT INTO space (id, description, created) VALUES (?, ?, ?)"
+            "INSERT INTO space (id, description) VALUES (?, ?)"
             " ON CONFLICT DO UPDATE SET description = excluded.description WHERE description != excluded.description",
-            (space, self._spaces[space].description, _now()),
+            (space, self._spaces[space].description),
         )
 
     def speed(self, space: int) -> float | None:
@@ -306,12 +305,12 @@ class Store:
 
     def add_decodable(self, pixels: str, pictures: Iterable[bytes]) -> None:
         """Notes that the pictures decode well under these pixel settings."""
-        number, now = _number(pixels)[0], _now()
-        rows = [(number, picture, now) for picture in sorted(set(pictures))]
+        number, _ = _number(pixels)
+        rows = [(number, picture) for picture in sorted(set(pictures))]
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, "IMMEDIATE"):
-                db.executemany("INSERT OR REPLACE INTO decodable VALUES (?, ?, ?)", rows)
+                db.executemany("INSERT OR IGNORE INTO decodable VALUES (?, ?)", rows)
 
         with suppress(CacheError):  # As above.
             self._do(work)

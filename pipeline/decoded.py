@@ -20,11 +20,9 @@ import numpy as np
 import PIL
 
 from pipeline.errors import DataError
-from pipeline.parallel import in_order
+from pipeline.parallel import WORKERS, in_order
 from pipeline.pixels import VERSION, BadImage, PixelSpec, decode
 from pipeline.sources.base import Example, Source
-
-WORKERS = os.cpu_count() or 1
 
 
 class PixelFile:

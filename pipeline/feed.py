@@ -19,12 +19,13 @@ from pipeline import augment, backbones
 from pipeline.activations import Store
 from pipeline.config import Cache, Data, RunConfig
 from pipeline.console import Console
-from pipeline.decoded import WORKERS, pixel_settings
+from pipeline.decoded import pixel_settings
 from pipeline.frozen import PLAIN, Frozen, Views
 from pipeline.model import Division
-from pipeline.parallel import in_order
+from pipeline.parallel import WORKERS, in_order
 from pipeline.pixels import PixelSpec
 from pipeline.splits import Split, Splits
+from pipeline.trunk import to_devices
 
 Batch = tuple[Any, Any, Any]
 """Features float32 [n, ...], labels float32 [n, C], one-hot or mixed, and counts float32 [n]: 1, or 0 for a picture
@@ -59,7 +60,7 @@ class Pictures:
 
     @classmethod
     def of(cls, config: RunConfig, splits: Splits, spec: PixelSpec, store: Store | None) -> Self:
-        """What a run trains on."""
+        """Takes them from a run's config and splits."""
         settings = {
             "backbone": config.backbone.name,
             "options": config.backbone.options,
@@ -94,8 +95,7 @@ class Feed:
         """
         self._pictures, self._phase, self._epochs, self._console = pictures, phase, epochs, console
         self._pool = ThreadPoolExecutor(WORKERS)
-        self._devices = tf.distribute.get_strategy().num_replicas_in_sync
-        self._contents = pictures.train.contents
+        self._strategy = tf.distribute.get_strategy()
         shape = pictures.train.image_shape
         self._views = Views(pictures.data.augment, shape)
         self._seeds = _seeds_of_views(pictures.seed, pictures.data.views or 1)
@@ -136,7 +136,7 @@ class Feed:
         batches = [(order[a : a + size], seeds[a : a + size]) for a in range(0, len(order), size)]
         with closing(in_order(self._pool, partial(self._read, anew=anew), batches, _AHEAD)) as ready:
             for batch in ready:
-                features, labels, counts = map(_to_devices, batch)
+                features, labels, counts = (to_devices(part, self._strategy) for part in batch)
                 yield features, labels, counts
 
     def validation(self) -> Generator[Any, None, None]:
@@ -177,7 +177,7 @@ class Feed:
         anew = _number(*key)
         if data.augment.of_each and data.views is None:
             return order, None, anew
-        drawn = _spread(self._contents[order].astype(np.uint64) << np.uint64(32) | np.uint64(anew))
+        drawn = _spread(self._pictures.train.contents[order].astype(np.uint64) << np.uint64(32) | np.uint64(anew))
         return order, (drawn % np.uint64(len(self._seeds))).astype(int), anew
 
     def _drawn(self) -> tuple[np.ndarray, np.ndarray]:
@@ -192,15 +192,15 @@ class Feed:
     def _read(self, batch: tuple[np.ndarray, np.ndarray], anew: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features, labels and counts of a batch, filled up to the number of devices."""
         rows, seeds = batch
-        filled = len(rows) + -len(rows) % self._devices
+        filled = len(rows) + -len(rows) % self._strategy.num_replicas_in_sync
         counts = (np.arange(filled) < len(rows)).astype(np.float32)
         rows, seeds = np.resize(rows, filled), np.resize(seeds, filled)
         train = self._pictures.train
         labels = np.eye(self._pictures.classes, dtype=np.float32)[train.labels[rows]]
         if self._mix is None:
             return self._features(train, rows, seeds), labels, counts
-        pixels = self._views.pixels(train.images(rows), self._contents[rows], seeds)
-        seed = tf.constant([self._contents[rows[0]], anew], tf.int32)
+        pixels = self._views.pixels(train.images(rows), train.contents[rows], seeds)
+        seed = tf.constant([train.contents[rows[0]], anew], tf.int32)
         mixed, labels = (part.numpy() for part in self._mix(tf.constant(pixels), tf.constant(labels), seed))
         return self._through(mixed), labels, counts
 
@@ -242,14 +242,3 @@ def _spread(numbers: np.ndarray) -> np.ndarray:
     numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     spread: np.ndarray = numbers ^ (numbers >> np.uint64(31))
     return spread
-
-
-def _to_devices(batch: np.ndarray) -> Any:
-    """A tensor; with several devices, an equal share of the batch on each."""
-    strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync == 1:
-        return tf.constant(batch)
-    shares = np.array_split(batch, strategy.num_replicas_in_sync)
-    return strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(shares[context.replica_id_in_sync_group])
-    )

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from threading import Lock
@@ -24,7 +24,7 @@ from pipeline.console import Console
 from pipeline.errors import CacheError
 from pipeline.model import Division
 from pipeline.parallel import in_order
-from pipeline.policy import Keeping, keeping
+from pipeline.policy import Keeping, keeping, no_room
 from pipeline.splits import Split
 
 PLAIN = -1
@@ -45,7 +45,9 @@ class Views:
     def __init__(self, settings: Augment, image_shape: tuple[int, int, int]) -> None:
         alone = settings.model_dump(mode="json", exclude={"mixup", "cutmix"})
         self._settings = json.dumps(alone | {"version": augment.VERSION}, sort_keys=True)
-        self._change = augment.augmentation(settings, image_shape)
+        self._augment, self._image_shape = settings, image_shape
+        self._change: Callable[..., tf.Tensor] | None = None
+        self._starting = Lock()
 
     def pixels(self, images: np.ndarray, contents: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """float32 [n, H, W, 3] in 0..255: views of uint8 [n, H, W, 3].
@@ -58,6 +60,8 @@ class Views:
         views = images.astype(np.float32)
         changed = np.flatnonzero(seeds != PLAIN)
         if len(changed):
+            with self._starting:  # Compiled when it is first needed: not where all views are in the store.
+                self._change = self._change or augment.augmentation(self._augment, self._image_shape)
             assert self._change is not None
             pairs = np.stack([contents[changed], seeds[changed]], axis=1)
             views[changed] = self._change(tf.constant(views[changed]), tf.constant(pairs)).numpy()
@@ -113,7 +117,6 @@ class Frozen:
         if store is not None:
             own = {"cut": division.cut, "shape": list(self._shape), "weights": digest(division.frozen), "dtype": dtype}
             self._settings = settings | own
-        self._size = math.prod(self._shape) * np.dtype(dtype or "float32").itemsize
         self._engine: str | None = None
         self._space = 0
         self._forward: trunk.Forward | None = None
@@ -212,7 +215,10 @@ class Frozen:
         ]
 
     def _enter(self, store: Store) -> None:
-        """Finds the engine: the one that was chosen for these layers before, or else the fastest that agrees now."""
+        """Finds the engine: the one that was chosen for these layers before, or else the fastest that agrees now.
+
+        A space has a speed from when its engine was chosen on.
+        """
         for engine in trunk.engines():
             space = store.space(self._settings | {"engine": engine})
             if store.speed(space) is not None:
@@ -232,31 +238,36 @@ class Frozen:
     def _weigh(
         self, store: Store, wanted: Sequence[tuple[Split, np.ndarray, np.ndarray]], missing: list[np.ndarray], uses: int
     ) -> Keeping:
-        """Decides by the time that a few of those that are missing take; they are kept, and missing no longer."""
+        """Decides by the room there is, then by the time that a few of those that are missing take.
 
-        def seconds() -> tuple[float, float]:
-            at = next(place for place, lacking in enumerate(missing) if len(lacking))
-            (split, rows, seeds), few = wanted[at], missing[at][:_TRIAL]
-            missing[at] = missing[at][len(few) :]
-            self.count(computed=len(few))
-            pictures, places = np.unique(rows[few], return_inverse=True)
-            with closing(split.stream(pictures, len(pictures))) as batches:
-                images = next(batches)[1][places]
-            for _ in range(2):  # The first time, much is set up.
-                started = time.perf_counter()
-                values = self._bytes(
-                    self.forward.run(self._views.pixels(images, split.contents[rows[few]], seeds[few]))
-                )
-                computed = time.perf_counter()
-            keys = self._keys(split, rows[few], seeds[few])
-            store.write(self._space, list(zip(keys, values, strict=True)))
-            store.read(self._space, keys)
-            stored = time.perf_counter()
-            store.set_speed(self._space, (computed - started) / len(few))
-            return (computed - started) / len(few), (stored - computed) / len(few)
-
+        Those few are kept, and missing no longer. Without room, nothing is tried: it would push out what others need.
+        """
         entries, lacking = sum(len(rows) for _, rows, _ in wanted), sum(map(len, missing))
-        return keeping(entries, lacking, uses, self._size, store.room, seconds)
+        size = math.prod(self._shape) * np.dtype(self._dtype).itemsize
+        if refusal := no_room(entries, size, store.room):
+            return refusal
+        at = next(place for place, indices in enumerate(missing) if len(indices))
+        few, missing[at] = np.split(missing[at], [_TRIAL])
+        split, rows, seeds = wanted[at]
+        compute_seconds, store_seconds = self._try_out(store, split, rows[few], seeds[few])
+        store.set_speed(self._space, compute_seconds)
+        return keeping(entries, lacking, uses, size, store.room, compute_seconds, store_seconds)
+
+    def _try_out(self, store: Store, split: Split, rows: np.ndarray, seeds: np.ndarray) -> tuple[float, float]:
+        """Computes and keeps a few activations: seconds that augmenting and computing one takes, and storing it."""
+        self.count(computed=len(rows))
+        pictures, places = np.unique(rows, return_inverse=True)
+        with closing(split.stream(pictures, len(pictures))) as batches:
+            images = next(batches)[1][places]
+        for _ in range(2):  # The first time, much is set up.
+            started = time.perf_counter()
+            values = self._bytes(self.forward.run(self._views.pixels(images, split.contents[rows], seeds)))
+            computed = time.perf_counter()
+        keys = self._keys(split, rows, seeds)
+        store.write(self._space, list(zip(keys, values, strict=True)))
+        store.read(self._space, keys)
+        stored = time.perf_counter()
+        return (computed - started) / len(rows), (stored - computed) / len(rows)
 
     def _fill(self, store: Store, split: Split, rows: np.ndarray, seeds: np.ndarray) -> None:
         """Computes and keeps activations of rows, ascending."""

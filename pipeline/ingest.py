@@ -19,9 +19,9 @@ import numpy as np
 
 from pipeline.config import Data
 from pipeline.console import Console
-from pipeline.decoded import WORKERS, Decoded, PixelFile, pixel_settings
+from pipeline.decoded import Decoded, PixelFile, pixel_settings
 from pipeline.errors import DataError
-from pipeline.parallel import in_order
+from pipeline.parallel import WORKERS, in_order
 from pipeline.pixels import BadImage, PixelSpec, decode
 from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName, listed
 from pipeline.splits import Quarantined, Split, Splits
@@ -41,7 +41,7 @@ def ingest(
     data: Data,
     source: Source,
     spec: PixelSpec,
-    store: Path,
+    folder: Path,
     quarantine_file: Path,
     known: Known | None,
     console: Console,
@@ -56,7 +56,7 @@ def ingest(
         data: what is allowed to be wrong, and the splits' shares.
         source: the pictures.
         spec: how they become pixels.
-        store: a folder, made if need be, whose disk gets the pixels: up to N H W 3 bytes.
+        folder: made if need be; its disk gets the pixels, up to N H W 3 bytes.
         quarantine_file: gets the list of what is left out and why, also where that is too much to go on.
         known: what earlier runs found out, and where to keep what this one does; None to decode every picture now.
         console: gets a bar with images/s, and a warning where pictures are left out.
@@ -65,10 +65,10 @@ def ingest(
         DataError: the disk is too small, more than `data.max_bad_fraction` of the pictures are bad, or what is left is
             not enough to train and test on.
     """
-    store.mkdir(parents=True, exist_ok=True)
-    file = PixelFile(store, spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = PixelFile(folder, spec)
     if source.size is not None:
-        _check_space(source.size, spec, store)
+        _check_space(source.size, spec, folder)
         file.reserve(source.size)  # Also what is decoded late in the run, when the disk may have become full.
     read = _read(source, spec, file, known, console)
     if known is not None:

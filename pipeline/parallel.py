@@ -1,9 +1,12 @@
 """Work in a pool of threads, bounded and in order."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
 from typing import TypeVar
+
+WORKERS = os.cpu_count() or 1  # Threads that keep all cores busy.
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,10 +1,9 @@
-"""Tuning policy: how much to train, as pure functions of a dataset's size.
+"""Policy as pure functions of numbers: how much to train, and whether to keep activations.
 
 Few pictures: fix more weights. Many: train more of them, always at a learning rate far below the head's. How unlike
 the pretraining data the pictures are cannot be told from their number; who knows it can unfreeze more.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.config import SGD, Augment, Cosine, EarlyStopping, Phase, Plateau, Share, default_phases
@@ -165,10 +164,18 @@ class Keeping:
     arithmetic: str
 
 
+def no_room(entries: int, size: int, room: int) -> Keeping | None:
+    """Why so many activations cannot be kept; None where they fit. Arguments as in `keeping`."""
+    # Keys, and pages that are not full, take up to two fifths as much again.
+    if entries * size * 1.4 <= room:
+        return None
+    return Keeping(False, f"{_sizes(entries, size, room)}: too little, so they are computed on the fly")
+
+
 def keeping(
-    entries: int, missing: int, uses: int, size: int, room: int, seconds: Callable[[], tuple[float, float]]
+    entries: int, missing: int, uses: int, size: int, room: int, compute_seconds: float, store_seconds: float
 ) -> Keeping:
-    """Whether a phase reads activations from the store or computes them on the fly.
+    """Whether a phase reads activations, for which there is room, from the store, or computes them on the fly.
 
     Each missing one is computed once either way. Kept, it costs a write and its reads; it has paid for itself when it
     is used once more, in this phase or a later run, if the store is quicker than the layers.
@@ -177,15 +184,11 @@ def keeping(
         entries: how many activations the phase needs.
         missing: how many of them are not in the store.
         uses: how often the phase reads one.
-        size: of one, in bytes. Keys, and pages that are not full, take up to two fifths as much again.
+        size: of one, in bytes.
         room: what the store can hold, in bytes.
-        seconds: measures what it takes to augment a picture and compute an activation, and to write and read one. Not
-            asked where there is no room: trying the store would make it remove what others need.
+        compute_seconds: augmenting a picture and computing one.
+        store_seconds: writing and reading one.
     """
-    sizes = f"{entries:,} activations of {_bytes(size)} are {_bytes(entries * size)}, there is room for {_bytes(room)}"
-    if entries * size * 1.4 > room:
-        return Keeping(False, f"{sizes}: too little, so they are computed on the fly")
-    compute_seconds, store_seconds = seconds()
     kept = missing * compute_seconds + uses * store_seconds
     on_the_fly = uses * compute_seconds
     if store_seconds >= compute_seconds:
@@ -194,10 +197,14 @@ def keeping(
         verdict = "they are kept" if kept < on_the_fly else "they are kept, for later runs"
     return Keeping(
         store_seconds < compute_seconds,
-        f"{sizes}; one is computed in {compute_seconds * 1e3:.2f} ms, written and read in {store_seconds * 1e3:.2f} "
-        f"ms. Computing {missing:,} and reading {uses:,} takes {kept:.1f} s, computing all {uses:,} {on_the_fly:.1f} "
-        f"s: {verdict}",
+        f"{_sizes(entries, size, room)}; one is computed in {compute_seconds * 1e3:.2f} ms, written and read in "
+        f"{store_seconds * 1e3:.2f} ms. Computing {missing:,} and reading {uses:,} takes {kept:.1f} s, computing all "
+        f"{uses:,} {on_the_fly:.1f} s: {verdict}",
     )
+
+
+def _sizes(entries: int, size: int, room: int) -> str:
+    return f"{entries:,} activations of {_bytes(size)} are {_bytes(entries * size)}, there is room for {_bytes(room)}"
 
 
 def _bytes(count: int) -> str:

@@ -6,6 +6,7 @@ Shape letters: N pictures, H height, W width.
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Split:
         _, height, width, channels = self.pixels.shape
         return height, width, channels
 
-    @property
+    @cached_property
     def contents(self) -> np.ndarray:
         """int32 [N]: a number from each picture's digest, to seed what is random about it."""
         return np.array([int(digest[:8], 16) & 0x7FFFFFFF for digest in self.digests], np.int32)

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from pipeline.config import Data
-from pipeline.decoded import WORKERS, Decoded, PixelFile, pixel_settings
+from pipeline.decoded import Decoded, PixelFile, pixel_settings
 from pipeline.errors import DataError
-from pipeline.parallel import in_order
+from pipeline.parallel import WORKERS, in_order
 from pipeline.pixels import PixelSpec, decode
 from pipeline.sources import open_source
 from pipeline.sources.base import Example, Source

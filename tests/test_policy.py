@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import SGD, Phase, Plateau, Share
-from pipeline.policy import TIERS, keeping, suggest
+from pipeline.policy import TIERS, keeping, no_room, suggest
 
 
 def unfrozen(phase: Phase) -> float:
@@ -82,7 +82,9 @@ FLY = "so they are computed on the fly"
 
 
 def decided(compute_seconds=1e-3, store_seconds=1e-4, **changes):
-    return keeping(**KEEPING | changes, seconds=lambda: (compute_seconds, store_seconds))
+    numbers = KEEPING | changes
+    refusal = no_room(numbers["entries"], numbers["size"], numbers["room"])
+    return refusal or keeping(**numbers, compute_seconds=compute_seconds, store_seconds=store_seconds)
 
 
 def test_activations_are_kept_where_they_fit_and_the_store_is_quicker():
@@ -101,6 +103,7 @@ def test_activations_are_kept_where_they_fit_and_the_store_is_quicker():
         ({"store_seconds": 0.9999e-3}, "they are kept, for later runs"),
         ({"room": 1_400 * 25_088 - 1}, f"there is room for 35 MB: too little, {FLY}"),
         ({"room": 1_400 * 25_088 + 1}, "they are kept"),
+        ({"room": 0}, f"there is room for 0.0 kB: too little, {FLY}"),
         # What a phase does not use again, a later one does.
         ({"uses": 1_000, "missing": 1_000}, "they are kept, for later runs"),
     ],
@@ -109,10 +112,3 @@ def test_activations_are_computed_on_the_fly_where_they_do_not_fit_or_the_store_
     decision = decided(**changes)
     assert decision.worth_it == why.startswith("they are kept")
     assert decision.arithmetic.endswith(why)
-
-
-def test_nothing_is_tried_where_there_is_no_room():
-    def asked():
-        raise AssertionError("the store was tried")
-
-    assert not keeping(**KEEPING | {"room": 0}, seconds=asked).worth_it

@@ -1,0 +1,81 @@
+"""What computes probabilities from pixels: one file each, and a row in `ENGINES`.
+
+Shape letters: N pictures, H height, W width, C classes.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from serving.export import Export
+from serving.settings import Settings
+
+
+class LoadError(Exception):
+    """A version cannot be served. The message says why, and what to do."""
+
+
+class NotYet(LoadError):  # noqa: N818
+    """A version cannot be served now, but may be at the next look: what computes it is away, or still loads it."""
+
+
+class Model(Protocol):
+    """One version of one model, ready to compute."""
+
+    def probabilities(self, pixels: np.ndarray, seconds: float) -> np.ndarray:
+        """Computes a batch. Blocks; called from several threads, at most the engine's `at_once`.
+
+        Args:
+            pixels: uint8 [N, H, W, 3] in 0..255, N from 1 to the server's largest batch.
+            seconds: after which nobody waits for the answer any more.
+
+        Returns:
+            float32 [N, C].
+
+        Raises:
+            Overloaded, Unavailable, TooLate: what computes is elsewhere, and does not answer.
+        """
+
+    def close(self) -> None:
+        """Gives back what it holds. Nothing is computing any more."""
+
+
+class Engine(Protocol):
+    """Loads versions; one a server."""
+
+    at_once: int
+    """Batches that one model may compute at the same time."""
+
+    def load(self, export: Export) -> Model:
+        """Blocks. Raises LoadError where the version cannot be served by this engine."""
+
+    def close(self) -> None:
+        """Every model is closed."""
+
+
+def _openvino(settings: Settings) -> Engine:
+    from serving.engines.openvino import OpenVino
+
+    return OpenVino()
+
+
+def _tensorflow(settings: Settings) -> Engine:
+    from serving.engines.tensorflow import TensorFlow
+
+    return TensorFlow()
+
+
+def _tfserving(settings: Settings) -> Engine:
+    from serving.engines.tfserving import TensorFlowServing
+
+    assert settings.upstream is not None
+    return TensorFlowServing(settings.upstream)
+
+
+# Functions, so that nobody waits for a library that is not used.
+ENGINES: dict[str, Callable[[Settings], Engine]] = {
+    "openvino": _openvino,
+    "tensorflow": _tensorflow,
+    "tfserving": _tfserving,
+}

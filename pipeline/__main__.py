@@ -44,6 +44,18 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
+class EngineName(StrEnum):
+    OPENVINO = "openvino"
+    TENSORFLOW = "tensorflow"
+    TFSERVING = "tfserving"
+
+
+def _serve_option(name: str, text: str, **settings: Any) -> Any:
+    """An option of `graft serve`, which containers set by environment variables."""
+    variable = f"GRAFT_SERVE_{name.replace('-', '_').upper()}"
+    return typer.Option(f"--{name}", help=text, envvar=variable, show_envvar=False, **settings)
+
+
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; graft init writes one.")]
 Overrides = Annotated[
     list[str] | None,
@@ -191,7 +203,7 @@ def cache(
         from pipeline.activations import FILE, Store, look
         from pipeline.sqlite_file import size_of
 
-        size = None if keep is None else _bytes(keep)
+        size = None if keep is None else _bytes(keep, "--keep")
         moment = None if unused_for is None else datetime.now(UTC) - _age(unused_for)
         found = next((place for place in (folder, folder / "activations") if (place / FILE).is_file()), None)
         if found is None:
@@ -231,6 +243,72 @@ def cache(
         if held:
             _print_held(held)
         print(f"{path}: " + (f"{filesize.decimal(on_disk)} on disk" if held else "nothing is kept"))
+
+
+@app.command()
+def serve(
+    export: Annotated[
+        Path,
+        typer.Argument(metavar="EXPORT", help="A folder of models: EXPORT/NAME/VERSION/."),
+    ] = Path("export"),
+    models_config: Annotated[
+        Path | None,
+        _serve_option("models-config", "TensorFlow Serving's models.config, in place of EXPORT.", metavar="FILE"),
+    ] = None,
+    engine: Annotated[
+        EngineName | None,
+        _serve_option("engine", "What computes: openvino, or tfserving with --upstream, if not said."),
+    ] = None,
+    upstream: Annotated[
+        str | None, _serve_option("upstream", "TensorFlow Serving's gRPC address.", metavar="HOST:PORT")
+    ] = None,
+    host: Annotated[str, _serve_option("host", "Address to listen on; any but loopback needs a token.")] = "127.0.0.1",
+    port: Annotated[int, _serve_option("port", "0: any free one.", min=0, max=65535)] = 8501,
+    token_file: Annotated[
+        Path | None,
+        _serve_option("token-file", "Holds the token that clients must send; or GRAFT_TOKEN is it.", metavar="FILE"),
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen beyond loopback without a token.")] = False,
+    max_body: Annotated[str, _serve_option("max-body", "Of a request.", metavar="SIZE")] = "10MB",
+    max_images: Annotated[int, _serve_option("max-images", "In a request.", min=1)] = 64,
+    max_megapixels: Annotated[float, _serve_option("max-megapixels", "Of one image, by its header.")] = 50,
+    timeout: Annotated[float, _serve_option("timeout", "Seconds for a request, slow bodies included.")] = 30,
+    max_queue: Annotated[int, _serve_option("max-queue", "Images that wait; then requests are refused.", min=1)] = 128,
+    max_connections: Annotated[int, _serve_option("max-connections", "Open at once.", min=1)] = 2000,
+    max_batch: Annotated[int, _serve_option("max-batch", "Images computed at once.", min=1)] = 32,
+    max_wait_ms: Annotated[float, _serve_option("max-wait-ms", "An image waits for others being decoded.")] = 2,
+    decode_threads: Annotated[
+        int | None, _serve_option("decode-threads", "Images decoded at once; as many as cores, if not said.", min=1)
+    ] = None,
+    poll_seconds: Annotated[float, _serve_option("poll-seconds", "Between looks for new versions.")] = 1,
+) -> None:
+    """Answer image classification over HTTP, with every model below a folder.
+
+    Each option can be set by an environment variable too: --max-queue by GRAFT_SERVE_MAX_QUEUE.
+    """
+    with _errors_in_words():
+        from pydantic import ValidationError
+
+        from serving.app import serve as serve_http
+        from serving.settings import Settings, token
+        from serving.versions import check_folder
+
+        chosen = engine or (EngineName.TFSERVING if upstream else EngineName.OPENVINO)
+        optional = {} if decode_threads is None else {"decode_threads": decode_threads}
+        try:
+            settings = Settings(
+                export=export, models_config=models_config, engine=chosen.value, upstream=upstream, host=host,
+                port=port, token=token(token_file, os.environ), no_auth=no_auth,
+                max_body_bytes=_bytes(max_body, "--max-body"), max_pictures=max_images, max_megapixels=max_megapixels,
+                request_seconds=timeout, max_queue=max_queue, max_connections=max_connections, max_batch=max_batch,
+                max_wait_ms=max_wait_ms, poll_seconds=poll_seconds, **optional,
+            )  # fmt: skip
+        except ValidationError as error:
+            raise ConfigError("; ".join(_option_error(e) for e in error.errors())) from None
+        if models_config is None:
+            check_folder(export)
+        what = _shown((models_config or export).absolute())
+        serve_http(settings, lambda url: print(f"{what} is served at {url} (stop with Ctrl-C)", flush=True))
 
 
 @app.command()
@@ -379,13 +457,20 @@ def _ago(moment: datetime) -> str:
     return f"{hours} h ago" if hours < 48 else f"{hours // 24} d ago"
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str, option: str) -> int:
     from pydantic import ByteSize, TypeAdapter
 
     try:
         return TypeAdapter(ByteSize).validate_python(text)
     except (ValueError, OverflowError):
-        raise ConfigError(f"--keep must be a size such as 2GB, 500MB or 0. Received: {text!r}.") from None
+        raise ConfigError(f"{option} must be a size such as 2GB, 500MB or 0. Received: {text!r}.") from None
+
+
+def _option_error(error: Any) -> str:
+    """One of pydantic's errors on `graft serve`'s settings."""
+    if error["type"] == "value_error":  # Of our own rules, which are whole sentences.
+        return str(error["ctx"]["error"])
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}. Received: {error['input']!r}"
 
 
 def _age(text: str) -> timedelta:

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from pipeline import graph_pixels
 from pipeline.artifacts import Manifest, Parity
@@ -90,8 +90,9 @@ def export(
     staging.mkdir(parents=True)
     try:
         _write(model, temperature, classes, spec, staging)
-        _write_warmup(staging, name, spec, test.encoded(np.arange(min(WARMUP_PICTURES, test.count))))
-        parity = _check(model, temperature, classes, staging, test, console)
+        loaded = tf.saved_model.load(str(staging))
+        _write_warmup(loaded.signatures, staging, name, test)
+        parity = _check(model, temperature, classes, loaded.signatures, test, console)
         (staging / "labels.txt").write_text("".join(f"{label}\n" for label in classes), encoding="utf-8")
         return _publish(staging, home, lambda version: describe(version, parity))
     finally:
@@ -136,46 +137,43 @@ def _write(model: keras.Model, temperature: float, classes: tuple[str, ...], spe
     archive.write_out(str(path), verbose=False)
 
 
-def _write_warmup(path: Path, name: str, spec: PixelSpec, pictures: Iterator[bytes]) -> None:
+def _write_warmup(signatures: Any, path: Path, name: str, test: TestPictures) -> None:
     """TensorFlow Serving replays these before it serves a version, so that no user waits for the first call.
 
+    Each record has the answer too, which TensorFlow Serving passes over: any other server can compare its own with it.
     Pictures that TensorFlow cannot decode are left out: with such a record the version would never be served.
     """
+    rows = np.arange(min(WARMUP_PICTURES, test.count))
+    requests = [("serving_default", {"image_bytes": tf.constant([data])}) for data in test.encoded(rows)]
+    requests += [("pixels", {"pixels": tf.constant(pixels[None])}) for pixels in test.pixels(rows)]
     extra = path / "assets.extra"
     extra.mkdir()
     with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as writer:
-        for picture in pictures:
+        for signature, inputs in requests:
             try:
-                with tf.device("/cpu:0"):
-                    graph_pixels.decode(tf.constant(picture), spec)
+                outputs = signatures[signature](**inputs)
             except tf.errors.InvalidArgumentError:
                 continue
-            request = predict_pb2.PredictRequest()
-            request.model_spec.name = name
-            request.model_spec.signature_name = "serving_default"
-            request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([picture]))
-            log = prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))
-            writer.write(log.SerializeToString())
+            spec = model_pb2.ModelSpec(name=name, signature_name=signature)
+            request = predict_pb2.PredictRequest(model_spec=spec, inputs=_protos(inputs))
+            response = predict_pb2.PredictResponse(model_spec=spec, outputs=_protos(outputs))
+            log = prediction_log_pb2.PredictLog(request=request, response=response)
+            writer.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
-def _replay_warmup(path: Path, signatures: Any) -> None:
-    for record in tf.data.TFRecordDataset(str(path / "assets.extra" / "tf_serving_warmup_requests")):
-        request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
-        inputs = {key: tf.constant(tf.make_ndarray(tensor)) for key, tensor in request.inputs.items()}
-        signatures[request.model_spec.signature_name](**inputs)
+def _protos(tensors: dict[str, tf.Tensor]) -> dict[str, Any]:
+    return {name: tf.make_tensor_proto(tensor.numpy()) for name, tensor in tensors.items()}
 
 
 def _check(
     model: keras.Model,
     temperature: float,
     classes: tuple[str, ...],
-    path: Path,
+    signatures: Any,
     test: TestPictures,
     console: Console,
 ) -> Parity:
     """Runs every test picture through the model in memory and through both signatures of the one on disk."""
-    loaded = tf.saved_model.load(str(path))
-    _replay_warmup(path, loaded.signatures)
     forward = tf.function(
         lambda images: probabilities(model(images, training=False), temperature),
         input_signature=[tf.TensorSpec(model.input_shape, tf.float32)],
@@ -189,8 +187,8 @@ def _check(
             rows = np.arange(start, min(start + _BATCH, test.count))
             images = test.pixels(rows)
             expected = forward(tf.cast(images, tf.float32)).numpy()
-            by_pixels = {key: value.numpy() for key, value in loaded.signatures["pixels"](pixels=images).items()}
-            by_bytes, decoded = _by_bytes(loaded.signatures["serving_default"], list(islice(files, len(rows))))
+            by_pixels = {key: value.numpy() for key, value in signatures["pixels"](pixels=images).items()}
+            by_bytes, decoded = _by_bytes(signatures["serving_default"], list(islice(files, len(rows))))
             same_label += int(np.sum(_same_labels(expected[decoded], by_bytes, names)))
             undecoded += int(np.sum(~decoded))
             # NumPy's maximum, unlike Python's, keeps a NaN.

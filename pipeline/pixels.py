@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 VERSION = 1
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")  # RIFF is WebP with WEBP behind its length.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # of usual file names; a picture is told by its content alone
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -46,6 +47,14 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 class BadImage(Exception):  # noqa: N818
     """The bytes are not a picture that this project accepts. The message is the reason, in a few words."""
+
+
+class UnsupportedImage(BadImage):
+    """Of another format, or animated."""
+
+
+class TooManyPixels(BadImage):
+    """Larger than the specification allows."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,9 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
         uint8 [H, W, 3] in 0..255, RGB.
 
     Raises:
-        BadImage: the bytes are empty, of another format, truncated, damaged, animated or too large.
+        UnsupportedImage: the bytes are of another format, or animated.
+        TooManyPixels: the picture is too large.
+        BadImage: they are empty, truncated or damaged.
     """
     if not data:
         raise BadImage("empty file")
@@ -97,7 +108,9 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
             resized = _resize(image, stored)
             return np.asarray(resized if turn is None else resized.transpose(turn))
     except UnidentifiedImageError:
-        raise BadImage("not a JPEG, PNG or WebP picture") from None
+        if data.startswith(_MAGIC) and (data[:4] != b"RIFF" or data[8:12] == b"WEBP"):
+            raise BadImage("damaged or truncated: no whole header") from None
+        raise UnsupportedImage("not a JPEG, PNG or WebP picture") from None
     except BadImage:
         raise
     except _DAMAGE as error:
@@ -131,11 +144,11 @@ def _resize(image: Image.Image, spec: PixelSpec) -> Image.Image:
 def _check_header(image: Image.Image, spec: PixelSpec) -> None:
     megapixels = image.width * image.height / 1e6
     if megapixels > spec.max_megapixels:
-        raise BadImage(f"too large: {megapixels:.0f} megapixels, the limit is {spec.max_megapixels:g}")
+        raise TooManyPixels(f"too large: {megapixels:.0f} megapixels, the limit is {spec.max_megapixels:g}")
     # A phone's JPEG may carry a depth map or a second view behind the photograph: MPO, and not animated.
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
-        raise BadImage(f"animated: {frames} frames")
+        raise UnsupportedImage(f"animated: {frames} frames")
 
 
 def _check_chunks(data: bytes) -> None:

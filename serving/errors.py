@@ -1,15 +1,15 @@
 """What a request can end in instead of an answer; each becomes `{"error": "…"}` with its status.
 
-    Refusal             the request is not answered; the message says why, in words for who sent it
-    ├── BadRequest      400  the request itself is wrong
-    ├── Unauthorized    401  no token, or a wrong one
-    ├── NotFound        404  no such model, version or page
-    ├── SlowRequest     408  the body did not arrive in time
-    ├── TooLarge        413  more bytes, pictures or pixels than allowed
-    ├── Unsupported     415  not a JPEG, PNG or WebP picture
-    ├── Overloaded      429  the queue is full, here or upstream
-    ├── Unavailable     503  no model is loaded, or what computes is away
-    └── TooLate         504  no answer within the time allowed
+Refusal             the request is not answered; the message says why, in words for who sent it
+├── BadRequest      400  the request itself is wrong
+├── Unauthorized    401  no token, or a wrong one
+├── NotFound        404  no such model, version or page
+├── SlowRequest     408  the body did not arrive in time
+├── TooLarge        413  more bytes, pictures or pixels than allowed
+├── Unsupported     415  not a JPEG, PNG or WebP picture
+├── Overloaded      429  the queue is full, here or upstream
+├── Unavailable     503  no model is loaded, or what computes is away
+└── TooLate         504  no answer within the time allowed
 """
 
 from typing import ClassVar

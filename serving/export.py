@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -18,7 +19,10 @@ from serving.protos import serving_pb2
 
 WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 
-_DTYPES = {serving_pb2.DT_FLOAT: np.dtype(np.float32), serving_pb2.DT_UINT8: np.dtype(np.uint8)}
+_DTYPES: dict[serving_pb2.DataType, np.dtype[Any]] = {
+    serving_pb2.DT_FLOAT: np.dtype(np.float32),
+    serving_pb2.DT_UINT8: np.dtype(np.uint8),
+}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,17 @@
 """What `graft serve` is told: one field each, checked before anything is opened."""
 
+import ipaddress
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from pipeline.errors import ConfigError
+
+_ADDRESS = re.compile(r"\[?[^\s/]+\]?:\d{1,5}")
 
 
 class Settings(BaseModel):
@@ -21,6 +28,7 @@ class Settings(BaseModel):
     upstream: str | None = Field(None, description="HOST:PORT of TensorFlow Serving's gRPC, for engine tfserving")
 
     host: str = Field("127.0.0.1", description="address to bind to")
+    no_auth: bool = Field(False, description="listen beyond loopback without a token")
     port: int = Field(8501, ge=0, le=65535, description="0: any free one")
     token: SecretStr | None = Field(None, description="what clients must send as Authorization: Bearer")
 
@@ -33,5 +41,51 @@ class Settings(BaseModel):
 
     max_batch: int = Field(32, gt=0, description="pictures computed at once")
     max_wait_ms: float = Field(2, ge=0, description="that a picture waits for others that are being decoded")
-    decode_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, gt=0, description="pictures decoded at once")
+    decode_threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, gt=0, description="pictures decoded at once"
+    )
     poll_seconds: Annotated[float, Field(gt=0)] = Field(1, description="between looks for new versions")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if (self.engine == "tfserving") != (self.upstream is not None):
+            raise ValueError(
+                "The engine tfserving goes with --upstream HOST:PORT, the gRPC address of TensorFlow Serving, and no "
+                f"other engine does. Received: --engine {self.engine}, --upstream {self.upstream}."
+            )
+        if self.upstream is not None and not _ADDRESS.fullmatch(self.upstream):
+            raise ValueError(f"--upstream must be HOST:PORT, such as tfserving:8500. Received: {self.upstream!r}.")
+        if self.token is None and not self.no_auth and not _is_loopback(self.host):
+            raise ValueError(
+                f"On {self.host} others can reach the server, so it needs a token: put one into a file and give "
+                "--token-file FILE, or set GRAFT_TOKEN. Where something in front checks who asks, give --no-auth."
+            )
+        return self
+
+
+def token(file: Path | None, environment: Mapping[str, str]) -> SecretStr | None:
+    """The token in a file, or else in GRAFT_TOKEN; None where there is neither.
+
+    Raises:
+        ConfigError: the file cannot be read, or the token is empty or cannot be sent in a header.
+    """
+    if file is None and "GRAFT_TOKEN" not in environment:
+        return None
+    where = "GRAFT_TOKEN" if file is None else str(file)
+    try:
+        text = (environment["GRAFT_TOKEN"] if file is None else file.read_text(encoding="utf-8")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The token in {where} cannot be read: {error}.") from None
+    if not re.fullmatch(r"[!-~]{8,}", text):
+        raise ConfigError(
+            f"The token in {where} cannot be used: it must be at least 8 characters of printable ASCII without spaces. "
+            "Make one with: openssl rand -hex 32"
+        )
+    return SecretStr(text)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

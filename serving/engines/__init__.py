@@ -44,8 +44,12 @@ class Model(Protocol):
 class Engine(Protocol):
     """Loads versions; one a server."""
 
+    name: str
+    """With its version, or address: what users are told."""
     at_once: int
     """Batches that one model may compute at the same time."""
+    tolerance: float
+    """Largest difference from the SavedModel's probabilities that rounding explains."""
 
     def load(self, export: Export) -> Model:
         """Blocks. Raises LoadError where the version cannot be served by this engine."""

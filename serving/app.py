@@ -1,0 +1,112 @@
+"""The HTTP endpoint as an ASGI application, and the process that serves it."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pipeline.errors import ConfigError
+from serving.logs import to_standard_error
+from serving.observed import Observed
+from serving.protocol import Protocol
+from serving.routes import routes
+from serving.service import Service
+from serving.settings import Settings
+
+KEEP_ALIVE_SECONDS = 75  # Longer than the 60 seconds of most load balancers, or they would use connections just closed.
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The application. Models are loaded in the background once it has started; `/readyz` tells when."""
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await asyncio.to_thread(service.close)
+
+    token = None if settings.token is None else settings.token.get_secret_value()
+    app = Starlette(
+        routes=routes(),
+        lifespan=lifespan,
+        middleware=[Middleware(Observed, metrics=service.metrics, token=token)],
+        exception_handlers={HTTPException: _not_routed},
+    )
+    app.state.service = service
+    return app
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    """No such page, or no such method for it."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def serve(settings: Settings, opened: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT; what is in flight then is finished first.
+
+    Args:
+        opened: is told the URL as soon as requests are answered there.
+
+    Raises:
+        ConfigError: the address cannot be bound to.
+    """
+    try:
+        listening = socket.create_server((settings.host, settings.port), backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}). Choose another "
+            "--port, 0 for any free one, or another --host."
+        ) from None
+    to_standard_error()
+    # uvicorn makes one instance of this class for each connection.
+    protocol = type("Protocol", (Protocol,), {"max_connections": settings.max_connections})
+    config = uvicorn.Config(
+        create_app(settings),
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(settings.request_seconds) + 1,
+    )
+    server = _Server(config)
+
+    def say() -> None:
+        host, port = listening.getsockname()[:2]
+        opened(f"http://{host}:{port}")
+
+    server.on_start = say
+    server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Ends with the process's own exit code after a signal, where uvicorn would die of it."""
+
+    on_start: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        self.on_start()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._serve(sockets)
+
+    def _stop(self) -> None:
+        # A second signal does not wait for what is in flight.
+        self.force_exit = self.should_exit
+        self.should_exit = True

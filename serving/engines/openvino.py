@@ -1,0 +1,107 @@
+"""Exported models on the CPU, without TensorFlow.
+
+Shape letters: N pictures, H height, W width, C classes.
+"""
+
+import shutil
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from serving.engines import LoadError
+from serving.export import Export
+from serving.protos import serving_pb2
+
+_VERSION = ov.__version__.split("-")[0]
+# Left to itself, OpenVINO computes in bfloat16 where the processor can, which rounds by up to one part in 256.
+_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
+
+
+class OpenVino:
+    """Converts a SavedModel once and keeps the result beside it, `openvino-VERSION/` in the version's folder."""
+
+    at_once = 1  # A batch is spread over all cores.
+    tolerance = 1e-3
+
+    def __init__(self) -> None:
+        self.name = f"openvino {_VERSION}"
+        self._core = ov.Core()
+
+    def load(self, export: Export) -> "OpenVinoModel":
+        kept = export.path / f"openvino-{_VERSION}" / "model.xml"
+        try:
+            network = self._core.read_model(kept) if kept.is_file() else self._converted(export, kept)
+            network.reshape([1, *network.input().partial_shape[1:]])
+            return OpenVinoModel(self._core.compile_model(network, "CPU", _SETTINGS), len(export.manifest.classes))
+        except RuntimeError as error:  # What OpenVINO raises for everything.
+            raise LoadError(
+                f"OpenVINO {_VERSION} cannot run {export.path} ({_line(error)}). Serve it with --engine tensorflow."
+            ) from error
+
+    def close(self) -> None:
+        pass
+
+    def _converted(self, export: Export, kept: Path) -> ov.Model:
+        """OpenVINO reads the signature "serving_default" alone, and knows none of the operations that decode pictures
+        there. So it is shown a model whose only signature goes from pixels to probabilities.
+        """
+        saved = serving_pb2.SavedModel.FromString((export.path / "saved_model.pb").read_bytes())
+        for graph in saved.meta_graphs:
+            signature = serving_pb2.SignatureDef()
+            signature.CopyFrom(graph.signature_def["pixels"])
+            for output in signature.outputs.keys() - {"probabilities"}:
+                del signature.outputs[output]
+            graph.signature_def.clear()
+            graph.signature_def["serving_default"].CopyFrom(signature)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "saved_model.pb").write_bytes(saved.SerializeToString())
+            (Path(folder) / "variables").symlink_to((export.path / "variables").resolve())
+            network = self._core.read_model(folder)
+            _keep(network, kept)
+        return network
+
+
+class OpenVinoModel:
+    """One version, compiled."""
+
+    def __init__(self, compiled: ov.CompiledModel, classes: int) -> None:
+        self._queue = ov.AsyncInferQueue(compiled)  # As many requests as keep all cores busy.
+        self._classes = classes
+        self._one_caller = threading.Lock()
+
+    def probabilities(self, pixels: np.ndarray, seconds: float) -> np.ndarray:
+        """One picture at a time on each core: faster here than batches, and no picture knows of another."""
+        found = np.empty((len(pixels), self._classes), np.float32)
+
+        def keep(request: Any, row: int) -> None:
+            found[row] = request.get_output_tensor().data[0]
+
+        with self._one_caller:
+            self._queue.set_callback(keep)
+            for row in range(len(pixels)):
+                self._queue.start_async({0: pixels[row : row + 1]}, row)
+            self._queue.wait_all()
+        return found
+
+    def close(self) -> None:
+        del self._queue
+
+
+def _keep(network: ov.Model, path: Path) -> None:
+    """Writes the converted model for the next start; where the models cannot be written to, each start converts."""
+    staging = path.parent.with_name(f".{path.parent.name}-{uuid.uuid4().hex}")
+    try:
+        staging.mkdir()
+        ov.save_model(network, staging / path.name, compress_to_fp16=False)
+        staging.rename(path.parent)
+    except (OSError, RuntimeError):  # Also: another server has just written it.
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

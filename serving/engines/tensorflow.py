@@ -1,0 +1,53 @@
+"""Exported models by TensorFlow in this process: for what OpenVINO cannot run, at ten times its memory.
+
+Shape letters: N pictures, H height, W width, C classes.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.quiet import import_tensorflow
+from serving.engines import LoadError
+from serving.export import Export
+
+
+class TensorFlow:
+    """Runs the SavedModel as it is."""
+
+    at_once = 1  # A batch is spread over all cores.
+    tolerance = 1e-2  # GPUs multiply in TF32.
+
+    def __init__(self) -> None:
+        import_tensorflow()
+        import tensorflow as tf
+
+        self.name = f"tensorflow {tf.__version__}"
+
+    def load(self, export: Export) -> "TensorFlowModel":
+        import tensorflow as tf
+
+        try:
+            return TensorFlowModel(tf.saved_model.load(str(export.path)))
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            raise LoadError(f"TensorFlow cannot load {export.path} ({' '.join(str(error).split())[:300]}).") from error
+
+    def close(self) -> None:
+        pass
+
+
+class TensorFlowModel:
+    """One version, loaded."""
+
+    def __init__(self, loaded: Any) -> None:
+        self._loaded = loaded  # Kept: a signature does not keep its model's variables alive.
+        self._pixels = loaded.signatures["pixels"]
+
+    def probabilities(self, pixels: np.ndarray, seconds: float) -> np.ndarray:
+        import tensorflow as tf
+
+        found: np.ndarray = self._pixels(pixels=tf.constant(pixels))["probabilities"].numpy()
+        return found
+
+    def close(self) -> None:
+        del self._pixels, self._loaded

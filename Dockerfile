@@ -35,10 +35,12 @@ FROM base AS serve-requirements
 WORKDIR /requirements
 COPY constraints.txt .
 COPY --from=requirements /requirements/serve.txt .
-# Of OpenVINO, what computes on Intel's GPUs and NPUs and reads other formats goes again: a fifth of everything.
+# Of OpenVINO, what computes on Intel's GPUs and NPUs and reads other formats goes again: a fifth of everything. So does
+# its telemetry, which tells Google Analytics of every start; OpenVINO does without where it is missing.
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/graft && \
     pip --python /opt/graft/bin/python install --constraint constraints.txt --requirement serve.txt && \
+    pip --python /opt/graft/bin/python uninstall --yes openvino-telemetry && \
     find /opt/graft -regextype posix-extended -regex \
         '.*/libopenvino_(intel_[gn]pu_plugin|(gguf|jax|onnx|paddle|pytorch|tensorflow_lite)_frontend)\.so.*' -delete
 
@@ -51,7 +53,8 @@ COPY --from=requirements /requirements/serve.txt /requirements/train.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/graft && \
     pip --python /opt/graft/bin/python install --constraint constraints.txt \
-        --requirement serve.txt --requirement train.txt "tensorflow${GPU:+[and-cuda]}"
+        --requirement serve.txt --requirement train.txt "tensorflow${GPU:+[and-cuda]}" && \
+    pip --python /opt/graft/bin/python uninstall --yes openvino-telemetry
 
 # Mount a folder for whatever is to outlive the container: runs/, export/, and keras/, where weights are downloaded to.
 FROM base AS train

@@ -78,6 +78,7 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(settings.request_seconds) + 1,
     )

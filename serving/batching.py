@@ -307,10 +307,11 @@ class Queue:
 
 def refusal(error: BadImage) -> Refusal:
     """What a client is told of a picture that cannot be used."""
+    text = f"The picture cannot be used: {error}."
     match error:
         case UnsupportedImage():
-            return Unsupported(f"The picture is {error}. JPEG, PNG and WebP are accepted.")
+            return Unsupported(text)
         case TooManyPixels():
-            return TooLarge(f"The picture is {error}.")
+            return TooLarge(text)
         case _:
-            return BadRequest(f"The picture cannot be decoded: {error}.")
+            return BadRequest(text)

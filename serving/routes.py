@@ -52,19 +52,21 @@ def routes() -> list[BaseRoute]:
         Route("/healthz", _healthz),
         Route("/readyz", _readyz),
         Route("/metrics", _metrics),
-        Route("/v1/{path:path}", _v1, methods=list(HTTPMethod)),
+        Route("/{path:path}", _v1, methods=list(HTTPMethod)),
     ]
 
 
 async def _v1(request: Request) -> Response:
     """TensorFlow Serving knows one error for a path or method that it does not know, 400."""
     path = request.scope.get("raw_path", request.url.path.encode()).decode("ascii", "replace")
+    if not path.lower().startswith("/v1/"):
+        raise NotFound("Not Found")
     for method, pattern, handler in _V1:
         match = pattern.fullmatch(path)
         if match and method == request.method:
             parts = {name: unquote(part) for name, part in match.groupdict().items() if part is not None}
             return await handler(_service(request), request, parts)
-    if request.method == "GET" and re.fullmatch(r"(?i:/v1/models)/?", path):
+    if request.method == "GET" and path.lower() == "/v1/models":
         raise BadRequest("Missing model name in request.")
     raise BadRequest(f"Malformed request: {request.method} {path}")
 
@@ -102,7 +104,7 @@ async def _predict(service: Service, request: Request, parts: dict[str, str]) ->
         with _borrowed(service, request, parts) as served:
             signature = served.export.signatures.get(name)
             if signature is None:
-                raise BadRequest(f'Serving signature key "{name}" not found.')
+                raise BadRequest(f'Serving signature name: "{name}" not found in signature def')
             inputs = await _in_thread(wire.inputs, document, signature, size=body.size)
             (values,) = inputs.values.values()
             deadline = _deadline(service, request)
@@ -127,7 +129,7 @@ async def _classify(service: Service, request: Request, parts: dict[str, str]) -
     with _borrowed(service, request, parts) as served:
         signature = served.export.signatures.get(name)
         if signature is None:
-            raise BadRequest(f'Serving signature key "{name}" not found.')
+            raise BadRequest(f"No signature was found with the name: {name}")
         kind = parts["verb"]
         what = {"classify": "classification", "regress": "regression"}[kind]
         raise BadRequest(
@@ -145,10 +147,11 @@ async def _status(service: Service, request: Request, parts: dict[str, str]) -> 
     _record(request).route = "status"
     name = parts["model"]
     found = service.versions.status(name)
-    if "version" in parts:
-        found = [status for status in found if status.version == int(parts["version"])]
+    version = _version(parts)
+    if version is not None:
+        found = [status for status in found if status.version == version]
         if not found:
-            raise NotFound(f"Could not find version {int(parts['version'])} of model {name}")
+            raise NotFound(f"Could not find version {version} of model {name}")
     return _json(
         wire.status(
             wire.VersionStatus(
@@ -249,8 +252,7 @@ class _borrowed:  # noqa: N801
     """The version that a path asks for, noted for the log and the answer's headers."""
 
     def __init__(self, service: Service, request: Request, parts: dict[str, str]) -> None:
-        version = int(parts["version"]) if "version" in parts else None
-        self._lent = service.versions.borrow(parts["model"], version, parts.get("label"))
+        self._lent = service.versions.borrow(parts["model"], _version(parts), parts.get("label"))
         self._record = _record(request)
         self._record.route = parts.get("verb", "metadata")
 
@@ -267,6 +269,15 @@ async def _in_thread(work: Callable[..., Any], *arguments: Any, size: int | None
     if (len(arguments[0]) if size is None else size) < _PARSE_IN_THREAD:
         return work(*arguments)
     return await asyncio.to_thread(work, *arguments)
+
+
+def _version(parts: dict[str, str]) -> int | None:
+    text = parts.get("version")
+    if text is None:
+        return None
+    if len(text) > 19 or int(text) >= 2**63:
+        raise BadRequest(f"Failed to convert version: {text[:50]} to numeric.")
+    return int(text)
 
 
 def _top_k(text: str | None) -> int:

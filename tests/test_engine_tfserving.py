@@ -142,6 +142,11 @@ def test_nobody_waits_past_the_deadline(upstream, model):
         model.probabilities(_pictures(1), 0.05)
 
 
+def test_upstream_knows_the_deadline(upstream, model):
+    model.probabilities(_pictures(1), 7.0)
+    assert 0 < upstream.seconds < 8  # gRPC rounds up.
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "words", "calls"),
     [

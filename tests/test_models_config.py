@@ -85,7 +85,7 @@ def test_versions_of_a_policy(policy, available, expected):
         (one("}}} stray"), r"line 4, is not in .*It must look like model_config_list"),
         (one("base_path: 5"), r"line 4, is not in"),
         (one("model_version_policy { latest {} all {} }"), r'line 4.*"all" is specified along with field "latest"'),
-        ("x" * 9000 + "{", r"^.{,800}$"),
+        ("{" * 9000, r"^.{,800}$"),
         ("model_config_list {" * 5000, r"is not in .*format"),
         ('custom_model_config { type_url: "x" }', r"custom_model_config.*Use a model_config_list"),
         ("custom_model_config { [type.googleapis.com/x.Y] { a: 1 } }", r"custom_model_config"),

@@ -1,6 +1,7 @@
 """TensorFlow Serving's JSON, read and written."""
 
 import base64
+import contextlib
 import json
 
 import numpy as np
@@ -304,14 +305,10 @@ DOCUMENTS = st.dictionaries(st.sampled_from(["instances", "inputs", "signature_n
 def read_whole(body):
     """As the server does; only BadRequest may be raised."""
     for expected in (IMAGES, PIXELS, FLOATS, LONGS, BOOLS, SCALAR, TWO):
-        try:
+        with contextlib.suppress(BadRequest):
             document = wire.document(body)
             assert wire.signature_name(document)
             read = wire.inputs(document, expected)
-        except BadRequest as error:
-            assert len(str(error)) < 700
-            str(error).encode()
-        else:
             assert isinstance(read, Inputs)
             assert read.values.keys() == set(expected.inputs)
 

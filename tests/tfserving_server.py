@@ -58,14 +58,14 @@ class Server:
         states: of each (name, version): its state, error code and error message. Only what is AVAILABLE is computed.
         calls: that have come to Predict, whatever became of them.
         arrived: released by each of them.
-        last: the newest of their requests.
+        last, seconds: the newest of their requests, and how long its client waits.
     """
 
     def __init__(self, export, port=0, fault_file=None):
         self.fault = Fault()
         self.calls = 0
         self.arrived = threading.Semaphore(0)
-        self.last = None
+        self.last, self.seconds = None, None
         self._fault_file = fault_file
         self._released = threading.Event()
         self._lock = threading.Lock()
@@ -97,7 +97,7 @@ class Server:
     def misbehave(self, request, context):
         with self._lock:
             self.calls += 1
-            self.last = request
+            self.last, self.seconds = request, context.time_remaining()
             fault = self.fault
             if self._fault_file and self._fault_file.exists():
                 fault = Fault(**json.loads(self._fault_file.read_text()))

@@ -7,9 +7,13 @@ Shape letters: N pictures, H height, W width, C classes.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
+
+# gRPC reads it when it is imported. Its own lines on standard error are no JSON; what they say is logged here too.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc
 import numpy as np

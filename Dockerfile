@@ -78,8 +78,7 @@ RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     pip --python /opt/graft/bin/python install --no-deps --no-cache-dir /dist/*.whl && \
     install --directory --owner graft --group graft /models
 # Not loopback, so it starts only with a token (GRAFT_TOKEN, or a file named by GRAFT_SERVE_TOKEN_FILE) or --no-auth.
-ENV GRAFT_SERVE_EXPORT=/models \
-    GRAFT_SERVE_HOST=0.0.0.0 \
+ENV GRAFT_SERVE_HOST=0.0.0.0 \
     GRAFT_SERVE_PORT=8501 \
     HOME=/tmp
 USER 10001:10001
@@ -90,4 +89,5 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=20s --start-interval=1s \
     CMD ["python", "-c", "import http.client, os, sys; \
 server = http.client.HTTPConnection('127.0.0.1', int(os.environ['GRAFT_SERVE_PORT']), timeout=3); \
 server.request('GET', '/healthz'); sys.exit(server.getresponse().status != 200)"]
-ENTRYPOINT ["graft", "serve"]
+# Options can follow; --models-config takes the place of /models.
+ENTRYPOINT ["graft", "serve", "/models"]

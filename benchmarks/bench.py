@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from benchmarks.document import write_part
+
 PHOTOGRAPHS = Path("../shared/data/hymenoptera")
 SEEDS = range(5)
 PICTURES = 10_000
@@ -260,9 +262,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    runs = measure()
-    Path("docs/benchmarks.md").write_text(page(runs), encoding="utf-8")
-    print("docs/benchmarks.md is written")
+    write_part("make bench", page(measure()))
 
 
 if __name__ == "__main__":

@@ -289,6 +289,7 @@ def serve(
     with _errors_in_words():
         from pydantic import ValidationError
 
+        from serving import models_config as models_config_file
         from serving.app import serve as serve_http
         from serving.settings import Settings, token
         from serving.versions import check_folder
@@ -307,6 +308,8 @@ def serve(
             raise ConfigError("; ".join(_option_error(e) for e in error.errors())) from None
         if models_config is None:
             check_folder(export)
+        else:
+            models_config_file.read(models_config)  # Later mistakes leave what is served; the first are told.
         what = _shown((models_config or export).absolute())
         serve_http(settings, lambda url: print(f"{what} is served at {url} (stop with Ctrl-C)", flush=True))
 
@@ -358,6 +361,14 @@ def _errors_in_words() -> Iterator[None]:
         if error.errno not in _USERS_TO_MEND:
             raise
         _print_error(f"{error.filename or 'The disk'}: {error.strerror}. Make room, or choose another output_dir.")
+        raise typer.Exit(1) from None
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("pipeline", "serving"):
+            raise
+        _print_error(
+            f"{error.name} is not installed: this environment has what graft serve needs, and no more. For everything "
+            "else install graft-pipeline[train]."
+        )
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -470,7 +481,9 @@ def _option_error(error: Any) -> str:
     """One of pydantic's errors on `graft serve`'s settings."""
     if error["type"] == "value_error":  # Of our own rules, which are whole sentences.
         return str(error["ctx"]["error"])
-    return f"{'.'.join(map(str, error['loc']))}: {error['msg']}. Received: {error['input']!r}"
+    name = str(error["loc"][0])
+    option = {"max_body_bytes": "max-body", "max_pictures": "max-images", "request_seconds": "timeout"}.get(name, name)
+    return f"--{option.replace('_', '-')}: {error['msg']}. Received: {error['input']!r}"
 
 
 def _age(text: str) -> timedelta:

@@ -31,12 +31,14 @@ class Export:
 
     Attributes:
         path: the version's folder.
+        name: the model's, as it is served; the manifest has the one it was exported under.
         version: its number, which is the folder's name.
         manifest: what `graft run` wrote beside the SavedModel: classes, pixel specification, digests.
         signatures: by name, e.g. "serving_default" and "pixels".
     """
 
     path: Path
+    name: str
     version: int
     manifest: Manifest
     signatures: dict[str, serving_pb2.SignatureDef]
@@ -45,13 +47,18 @@ class Export:
         """Pixels, uint8 [N, H, W, 3], and the probabilities that the SavedModel gave for them, float32 [N, C].
 
         Raises:
-            ExportError: there are none: it was exported by an older version of graft.
+            ExportError: they cannot be read, or there are none: it was exported by an older version of graft.
         """
         pairs = []
-        for record in _records(self.path / WARMUP):
-            log = serving_pb2.PredictionLog.FromString(record).predict_log
-            if log.request.model_spec.signature_name == "pixels" and "probabilities" in log.response.outputs:
-                pairs.append((array(log.request.inputs["pixels"]), array(log.response.outputs["probabilities"])))
+        try:
+            for record in _records(self.path / WARMUP):
+                log = serving_pb2.PredictionLog.FromString(record).predict_log
+                if log.request.model_spec.signature_name == "pixels" and "probabilities" in log.response.outputs:
+                    pairs.append((array(log.request.inputs["pixels"]), array(log.response.outputs["probabilities"])))
+        except (OSError, DecodeError, struct.error) as error:
+            raise ExportError(
+                f"{self.path} is not a whole model: its warm-up records cannot be read ({error})."
+            ) from None
         if not pairs:
             raise ExportError(
                 f"{self.path} has no warm-up pictures with the probabilities they had at export, so nothing can be "
@@ -61,8 +68,12 @@ class Export:
         return np.concatenate(pixels), np.concatenate(probabilities)
 
 
-def read(path: Path) -> Export:
-    """Raises ExportError where the folder is not a whole exported model that this version can serve."""
+def read(path: Path, name: str | None = None) -> Export:
+    """The exported model in a version's folder, served as `name`, by default the one it was exported under.
+
+    Raises:
+        ExportError: the folder is not a whole exported model that this version can serve.
+    """
     manifest = read_manifest(path)
     if manifest.pixels_version != VERSION:
         raise ExportError(
@@ -77,7 +88,7 @@ def read(path: Path) -> Export:
     missing = {"serving_default", "pixels"} - signatures.keys()
     if missing:
         raise ExportError(f"{path} lacks the signature {', '.join(sorted(missing))}. Export it again with graft run.")
-    return Export(path, int(path.name), manifest, signatures)
+    return Export(path, name or manifest.name, int(path.name), manifest, signatures)
 
 
 def array(tensor: serving_pb2.TensorProto) -> np.ndarray:

@@ -14,6 +14,11 @@ from pipeline.errors import ConfigError
 _ADDRESS = re.compile(r"\[?[^\s/]+\]?:\d{1,5}")
 
 
+def _cores() -> int:
+    """That this process may run on. A container's share of them cannot be seen from inside."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Settings(BaseModel):
     """Where the models are, how they are computed, and what is refused.
 
@@ -41,9 +46,7 @@ class Settings(BaseModel):
 
     max_batch: int = Field(32, gt=0, description="pictures computed at once")
     max_wait_ms: float = Field(2, ge=0, description="that a picture waits for others that are being decoded")
-    decode_threads: int = Field(
-        default_factory=lambda: os.cpu_count() or 1, gt=0, description="pictures decoded at once"
-    )
+    decode_threads: int = Field(default_factory=_cores, gt=0, description="pictures decoded at once")
     poll_seconds: Annotated[float, Field(gt=0)] = Field(1, description="between looks for new versions")
 
     @model_validator(mode="after")

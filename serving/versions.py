@@ -220,14 +220,16 @@ class Versions:
                 self._try(model, kept, number)
         with self._lock:
             for number in kept.states.keys() - wanted - kept.served.keys():
-                self._set(model.name, kept, number, None)
+                if kept.states[number][0] is not State.UNLOADING:  # That ends when it is closed.
+                    self._set(model.name, kept, number, None)
             # A version leaves when another is there in its place, never before.
-            leaving = [kept.served[n] for n in kept.served.keys() - wanted] if wanted & kept.served.keys() else []
+            staying = kept.served.keys() & wanted or kept.served.keys()
+            leaving = [kept.served[number] for number in kept.served.keys() - staying]
             # A label moves when the version it moves to is there.
             kept.labels = {
-                label: number if number in kept.served else kept.labels[label]
+                label: number if number in staying else kept.labels[label]
                 for label, number in model.labels.items()
-                if number in kept.served or kept.labels.get(label) in kept.served
+                if number in staying or kept.labels.get(label) in staying
             }
         for served in leaving:
             self._retire(served)
@@ -252,11 +254,14 @@ class Versions:
             with self._lock:
                 self._set(model.name, kept, number, State.LOADING, str(reason))
         except Exception as failure:
-            if not isinstance(failure, LoadError | ExportError):
-                log.exception("loading failed")
             reason_given = str(failure) or type(failure).__name__
             if reason_given != error:
-                log.error("version not served", extra={"fields": {**fields, "error": reason_given}})
+                foreseen = isinstance(failure, LoadError | ExportError)
+                log.error(
+                    "version not served",
+                    exc_info=None if foreseen else failure,
+                    extra={"fields": {**fields, "error": reason_given}},
+                )
             self._failures[model.name, number] = _Failure(files, self._clock())
             self._metrics.loads.labels(model.name, "failed").inc()
             with self._lock:
@@ -271,7 +276,7 @@ class Versions:
             log.info("version served", extra={"fields": {**fields, "seconds": seconds}})
 
     def _loaded(self, name: str, path: Path) -> Served:
-        found = export.read(path)
+        found = export.read(path, name)
         model = self._engine.load(found)
         try:
             _check(model, found, self._engine, self._settings.max_batch)

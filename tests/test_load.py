@@ -3,9 +3,11 @@
 import asyncio
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -150,6 +152,8 @@ def test_a_kept_connection_carries_every_request(load, server, files, path, conc
     assert counts(result) == server.sent
     assert result["requests"] == sum(server.sent.values()) > 0
     assert failed(result) == {}
+    successes = server.sent["200"] + server.sent["204"]
+    assert sum(result["versions"].values()) + result["unversioned"] == successes
     assert server.connections == concurrency
 
 
@@ -222,6 +226,18 @@ def test_requests_come_by_the_schedule_and_not_by_the_answers(load, server, file
     assert result["requests"] == 4
     assert result["unsent"] == 46
     assert failed(result) == {"timeout": 4}
+
+
+def test_latency_counts_from_when_a_request_was_due(load, server, files):
+    arguments = ["--rate", "100", "--connections", "64", "--seconds", "0.6", server.url + "/ok", files[0]]
+    with subprocess.Popen([load.program, *arguments], stdout=subprocess.PIPE) as process:
+        while not server.heads:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)  # What is due meanwhile is sent late.
+        time.sleep(0.3)
+        process.send_signal(signal.SIGCONT)
+        result = json.loads(process.communicate()[0])
+    assert result["status"]["200"]["p90"] > 100
 
 
 def test_warming_up_is_not_counted(load, server, files):

@@ -48,10 +48,9 @@ def main() -> None:
     parser.add_argument("--export", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--decode", choices=["pillow", "graph"], default="pillow")
-    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     api = ImageClassifier(options.export, options.decode, max_batch_size=16, batch_timeout=0.01)
-    server = ls.LitServer(api, accelerator="cpu", workers_per_device=options.workers)
+    server = ls.LitServer(api, accelerator="cpu")
     server.run(host="127.0.0.1", port=options.port, generate_client_file=False)
 
 

@@ -1,4 +1,4 @@
-"""MLflow's model from code (https://mlflow.org/docs/latest/ml/model/models-from-code/), served by `mlflow models serve`.
+"""`mlflow models serve`, of a model from code (https://mlflow.org/docs/latest/ml/model/models-from-code/).
 
     python -m benchmarks.rivals.mlflow_model --export DIR --model NEW [--decode pillow|graph]
     mlflow models serve --model-uri NEW --env-manager local --port N
@@ -7,7 +7,8 @@ As its documentation and its example of an image classifier (examples/flower_cla
 preprocessing is part of a pyfunc, whose signature has a binary column, which comes in base64; one worker, the default.
 It has no batching of requests.
 
-Requests: {"dataframe_split": {"columns": ["image"], "data": [["…base64…"]]}} to /invocations; ready when /ping answers 200.
+Requests: {"dataframe_split": {"columns": ["image"], "data": [["…base64…"]]}} to /invocations; ready when /ping answers
+200.
 """
 
 import argparse

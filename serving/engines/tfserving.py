@@ -99,9 +99,9 @@ class TensorFlowServing:
             LoadError: upstream could not load it, or is no TensorFlow Serving.
         """
         spec = serving_pb2.ModelSpec(
-            name=export.manifest.name, version=Int64Value(value=export.version), signature_name="pixels"
+            name=export.name, version=Int64Value(value=export.version), signature_name="pixels"
         )
-        what = f"version {export.version} of {export.manifest.name}"
+        what = f"version {export.version} of {export.name}"
         try:
             request = serving_pb2.GetModelStatusRequest(model_spec=spec)
             [found] = self._status(request, timeout=_STATUS_SECONDS).model_version_status

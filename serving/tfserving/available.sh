@@ -1,6 +1,6 @@
 #!/bin/bash
-# Succeeds when TensorFlow Serving has a version AVAILABLE of any model in models.config. Its images have bash and grep but
-# no curl; and its status answers 200 while a model is still loading, so the status alone says nothing.
+# Succeeds when TensorFlow Serving has a version AVAILABLE of any model in models.config. Its status answers 200 while a
+# model is still loading, so that alone says nothing. Its images have no curl, but bash and grep.
 #
 #   bash available.sh [models.config] [port]
 config=${1:-/etc/tfserving/models.config}

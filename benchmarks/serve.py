@@ -4,7 +4,7 @@
 
 The model is trained once into build/bench, and everybody gets the same photographs in the same order. Contenders run in
 turns, each in processes of its own, started anew for each repetition; the load comes from benchmarks/load.c on the same
-cores. What the endpoint withstands is measured by `benchmarks.soak`. About an hour on two cores, on which nothing else
+cores. What the endpoint withstands is measured by `benchmarks.soak`. About twenty-five minutes on two cores, on which nothing else
 should run. --quick takes seconds for each, says nothing about speed, and writes build/bench/quick.md alone.
 """
 
@@ -41,9 +41,9 @@ JSON_HEADER = "Content-Type: application/json"
 class Lengths:
     """Seconds of each measurement, and how often everything is repeated."""
 
-    load: float = 8
-    warmup: float = 2
-    repetitions: int = 5
+    load: float = 5
+    warmup: float = 1
+    repetitions: int = 3
     starts: int = 5
 
 

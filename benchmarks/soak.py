@@ -43,7 +43,7 @@ class Lengths:
     peak: float = 10
     overload: float = 60
     swaps: float = 60
-    slow: float = 40  # longer than a request may take, so that slow ones are refused meanwhile
+    slow: float = 35  # longer than a request may take, so that slow ones are refused meanwhile
     repetitions: int = 3
 
 

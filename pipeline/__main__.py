@@ -395,14 +395,15 @@ def _print_summary(record: Any) -> None:
     figures = ", ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in record.metrics.items())
     # `graft ui` shows the store in output_dir; any other, such as a server, is where its address says.
     own_store = record.tracking_uri == default_uri(output_dir)
-    for what, where, command in (
-        ("test split", figures, ""),
+    models = shlex.quote(_shown(Path(record.export_dir).parent.parent))
+    for what, where, *commands in (
+        ("test split", figures),
         ("report", report, f"python3 -m webbrowser {shlex.quote(report)}"),
-        ("model", export_dir, f"{graft} predict {shlex.quote(export_dir)} IMAGE..."),
-        ("MLflow", record.tracking_uri, f"{graft} ui {shlex.quote(_shown(output_dir))}" if own_store else ""),
+        ("model", export_dir, f"{graft} predict {shlex.quote(export_dir)} IMAGE...", f"{graft} serve {models}"),
+        ("MLflow", record.tracking_uri, *([f"{graft} ui {shlex.quote(_shown(output_dir))}"] if own_store else [])),
     ):
         print(f"{what:<12}{where}")
-        if command:
+        for command in commands:
             print(f"{'':<12}  {command}")
 
 

@@ -68,11 +68,21 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
             "--port, 0 for any free one, or another --host."
         ) from None
     to_standard_error()
-    # uvicorn makes one instance of this class for each connection.
-    protocol = type("Protocol", (Protocol,), {"max_connections": settings.max_connections})
+    app = create_app(settings)
+    service: Service = app.state.service
+
+    class Connection(Protocol):  # uvicorn makes one for each.
+        max_connections = settings.max_connections
+
+        def full(self) -> bool:
+            return service.queue.full
+
+        def refused(self) -> None:
+            service.refused()
+
     config = uvicorn.Config(
-        create_app(settings),
-        http=protocol,
+        app,
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -94,14 +94,15 @@ class Waiting:
         self._limit = limit
         self._lock = threading.Lock()
 
-    def check(self, count: int) -> None:
-        """Raises Overloaded if `count` more are too many. A request of more than the limit is let through alone."""
-        if self.count + min(count, self._limit) > self._limit:
-            raise Overloaded("The server is busy: its queue is full. Try again in a second.")
+    @property
+    def full(self) -> bool:
+        return self.count >= self._limit
 
     def enter(self, count: int) -> None:
+        """Raises Overloaded if there is no room for `count` more. More than the limit are let in where nobody waits."""
         with self._lock:
-            self.check(count)
+            if self.count + min(count, self._limit) > self._limit:
+                raise Overloaded("The server is busy: its queue is full. Try again in a second.")
             self.count += count
 
     def leave(self) -> None:
@@ -247,9 +248,10 @@ class Queue:
         for thread in self._threads:
             thread.start()
 
-    def check_room(self) -> None:
-        """Raises Overloaded if not one more picture would find room."""
-        self._waiting.check(1)
+    @property
+    def full(self) -> bool:
+        """Whether not one more picture would find room."""
+        return self._waiting.full
 
     def encoded(self, pictures: Sequence[bytes], spec: PixelSpec, batches: Batches, deadline: float) -> Job:
         """Has encoded pictures decoded and computed. Raises Overloaded if they find no room."""

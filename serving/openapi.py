@@ -13,9 +13,8 @@ Pictures in, classes with probabilities out, for every model that `graft serve` 
 curl --data-binary "@ant.jpg" "http://localhost:8501/v1/models/hymenoptera:classify-image"
 ```
 
-Every error is JSON, `{{"error": "what is wrong, and what is allowed"}}`. A path that is not here is answered 404, a
-method 405, and both 400 below `/v1/`, where TensorFlow Serving knows no other. Headers of more than 64 kB are answered
-431.
+Every error is JSON, `{{"error": "what is wrong, and what is allowed"}}`. A path or method that is not here is answered
+404, and 400 below `/v1/`, as by TensorFlow Serving. Headers of more than 64 kB are answered 431.
 
 Every answer has an `X-Request-Id`: the request's own, if it has one of 1 to 128 letters, digits, dots, dashes and
 underscores, or else a new one. The server's log has it too.

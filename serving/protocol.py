@@ -1,7 +1,9 @@
-"""uvicorn's HTTP protocol with the limits it lacks: on connections, on headers, and on bodies nobody reads any more."""
+"""uvicorn's HTTP protocol with the limits it lacks: on connections, on headers, on bodies nobody reads any more, and on
+what a request costs that is refused anyway."""
 
 import asyncio
-from typing import Any
+import uuid
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -12,18 +14,33 @@ DRAIN_SECONDS = 5.0
 """In which a client that has its answer may still send the body that the answer did not need. Closing at once would
 make it miss the answer (RFC 9112, 9.6)."""
 
+_BUSY = b'{"error": "The server is busy: its queue is full. Try again in a second."}'
+
 
 class Protocol(HttpToolsProtocol):
-    """One connection.
+    """One connection. The server makes a subclass that knows the server.
 
-    What it adds: a connection beyond `max_connections`, or whose headers take too long or are too long, is answered and
-    closed; a body that is still arriving after the answer is dropped for a while, then the connection is closed.
+    Attributes:
+        max_connections: one more is answered 503 and closed.
     """
 
-    max_connections = 0  # Set by the server: uvicorn makes instances of a class.
+    max_connections: int
+
     _timer: asyncio.TimerHandle | None = None
     _in_headers = False
     _header_bytes = 0
+    _in_body = False
+    _refusing = False  # The request whose body is arriving; uvicorn does not know of it.
+    _kept_alive = True
+
+    def full(self) -> bool:
+        """Whether nothing can be computed now. A request for a computation is then answered 429 as soon as its headers
+        are there, and not after it has gone all the way to the queue: under overload, refusals must cost little."""
+        raise NotImplementedError
+
+    def refused(self) -> None:
+        """Is told of each such request."""
+        raise NotImplementedError
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -46,8 +63,7 @@ class Protocol(HttpToolsProtocol):
             if self._header_bytes > HEADER_BYTES:
                 self._end(b"431 Request Header Fields Too Large", f"Headers may take {HEADER_BYTES:,} bytes.")
         # An empty line between requests begins none, but ends uvicorn's own wait for the next.
-        idle = self.cycle is not None and self.cycle.response_complete and not self.cycle.more_body
-        if idle and self._timer is None and self.timeout_keep_alive_task is None:
+        if not (self._in_headers or self._in_body or self._timer or self.timeout_keep_alive_task) and self._answered():
             self._within(HEADER_SECONDS, self.transport.close)
 
     def on_message_begin(self) -> None:
@@ -58,18 +74,47 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._cancel()
-        self._in_headers = False
-        super().on_headers_complete()
+        self._in_headers, self._in_body = False, True
+        computes = self.parser.get_method() == b"POST" and self.url[:4].lower() == b"/v1/"
+        if computes and self._answered() and self.full():
+            self._refuse()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refusing:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        if self.cycle.response_complete:  # Before the body was: uvicorn has stopped to look after the connection.
+        self._in_body = False
+        if self._refusing:
+            self._refusing = False
+            if not self._kept_alive:
+                self.transport.close()
+        else:
+            super().on_message_complete()
+        if self._answered():  # Before the end of the body: uvicorn does not look after the connection any more.
             self._within(self.timeout_keep_alive, self.transport.close)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.cycle.more_body and not self.transport.is_closing():
+        if self._in_body and not self.transport.is_closing():
             self._within(DRAIN_SECONDS, self.transport.close)
+
+    def _answered(self) -> bool:
+        """Whether no request waits for an answer."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _refuse(self) -> None:
+        self.refused()
+        self._refusing = True
+        self._kept_alive = self.parser.should_keep_alive() and not self.expect_100_continue
+        self.transport.write(
+            b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+            b"x-request-id: %s\r\n%scontent-length: %d\r\n\r\n%s"
+            % (uuid.uuid4().hex.encode(), b"" if self._kept_alive else b"connection: close\r\n", len(_BUSY), _BUSY)
+        )
+        self._within(DRAIN_SECONDS, self.transport.close)
 
     def _slow_headers(self) -> None:
         self._end(b"408 Request Timeout", "The request's headers did not arrive in time.")
@@ -83,7 +128,7 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.close()
 
-    def _within(self, seconds: float, otherwise: Any) -> None:
+    def _within(self, seconds: float, otherwise: Callable[[], None]) -> None:
         self._cancel()
         self._timer = self.loop.call_later(seconds, otherwise)
 

@@ -74,7 +74,6 @@ async def _v1(request: Request) -> Response:
 async def _classify_image(service: Service, request: Request, parts: dict[str, str]) -> Response:
     """Labels with probabilities for the picture, or pictures, in the body."""
     top_k = _top_k(request.query_params.get("top_k"))
-    service.queue.check_room()
     with _body(service, request) as body, _borrowed(service, request, parts) as served:
         files = await body.files() if body.is_form else [("", await body.read())]
         if not files:
@@ -97,7 +96,6 @@ async def _classify_image(service: Service, request: Request, parts: dict[str, s
 
 async def _predict(service: Service, request: Request, parts: dict[str, str]) -> Response:
     """TensorFlow Serving's predict: either signature, row or columnar format."""
-    service.queue.check_room()
     with _body(service, request) as body:
         document = await _in_thread(wire.document, await body.read())
         name = wire.signature_name(document)

@@ -12,7 +12,8 @@ from starlette.types import Receive
 from serving.batching import Job, Queue, Timing
 from serving.bodies import Held
 from serving.engines import ENGINES
-from serving.errors import TooLarge, TooLate
+from serving.errors import Overloaded, TooLarge, TooLate
+from serving.logs import log
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.versions import Served, Versions
@@ -51,6 +52,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.held = Held()
+        self._refused, self._refusals_told = 0, 0.0
         self.engine = ENGINES[settings.engine](settings)
         self.versions = Versions(settings, self.engine, self.metrics)
         self.queue = Queue(settings.decode_threads, settings.max_queue, self.metrics)
@@ -58,6 +60,17 @@ class Service:
     def start(self) -> None:
         """Loads models in the background, and from now on notices new ones."""
         self.versions.start()
+
+    def refused(self) -> None:
+        """Notes a request that was refused as soon as its headers were there. So many may come that one line a second
+        tells of them."""
+        self.metrics.requests.labels("refused", 429).inc()
+        self.metrics.refusals.labels(Overloaded.__name__).inc()
+        self._refused += 1
+        now = perf_counter()
+        if now - self._refusals_told >= 1:
+            log.warning("the queue is full", extra={"fields": {"status": 429, "requests": self._refused}})
+            self._refused, self._refusals_told = 0, now
 
     def close(self) -> None:
         """Blocks until every thread has ended. No request is in flight any more."""

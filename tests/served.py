@@ -1,4 +1,4 @@
-"""What tests of serving share: a small export, copies of it as other versions, and an engine that fails as it is told."""
+"""What tests of serving share: a small export, copies of it as other versions, an engine that fails as it is told."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ def expected(pixels):
 
 
 def add(source, home, version, **manifest):
-    """A version's folder copied as another, with fields of its manifest changed. It appears at once, as by graft run."""
+    """A version's folder as another version, with fields of its manifest changed. It appears at once."""
     home.mkdir(parents=True, exist_ok=True)
     staging = home / f".incoming-{version}"
     shutil.copytree(source, staging, ignore=shutil.ignore_patterns("openvino-*"))

@@ -1,11 +1,11 @@
 """Versions noticed, loaded, checked, swapped and closed: with a small engine and a clock that the tests move."""
 
 import contextlib
-import itertools
 import logging
 import re
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -72,7 +72,8 @@ class Server:
     def serves(self, name="m", version=None, label=None):
         """The number of the version that answers, and does so rightly."""
         with self.versions.borrow(name, version, label) as lent:
-            np.testing.assert_allclose(lent.model.probabilities(PICTURES, SECONDS), served.expected(PICTURES), atol=1e-5)
+            given = lent.model.probabilities(PICTURES, SECONDS)
+            np.testing.assert_allclose(given, served.expected(PICTURES), atol=1e-5)
             return lent.version
 
     def states(self, name="m"):
@@ -83,7 +84,8 @@ class Server:
 
     def settled(self, name="m"):
         """The states, once nothing is being closed any more."""
-        return eventually(lambda: "UNLOADING" not in (states := self.states(name)).values() and states)
+        eventually(lambda: "UNLOADING" not in self.states(name).values())
+        return self.states(name)
 
     def samples(self, name):
         families = text_string_to_metric_families(self.metrics.text().decode())
@@ -241,7 +243,8 @@ def test_a_new_version_is_loaded_beside_the_old_one_and_swapped(server):
             server.serves(version=1)
     assert server.settled() == server.gauge() == {2: "AVAILABLE"}
     assert old.closings == 1
-    assert [fields["version"] for fields in server.logged("version served")] == [1, 2]
+    assert [fields["version"] for fields in server.logged("version served")] == [2]
+    assert [fields["version"] for fields in server.logged("version closed")] == [1]
 
 
 def test_a_version_is_closed_when_the_last_of_several_requests_gives_it_back(server):
@@ -320,8 +323,8 @@ def test_a_removed_model_is_closed_and_forgotten(server):
     server.look()
     shutil.rmtree(server.export / "m")
     server.look()
-    assert server.model(1).closed.wait(SECONDS) or server.engine.models[0].closed.wait(SECONDS)
-    server.settled()
+    assert server.engine.models[0].closed.wait(SECONDS)
+    assert server.settled() == {}
     server.look()
     assert server.versions.names() == ["other"]
     assert {sample.labels["model"] for sample in server.samples("graft_model_version")} == {"other"}
@@ -379,7 +382,7 @@ FAILURES = {
     "the engine says why": (None, {"raises": LoadError("no room for it")}, r"^no room for it$"),
     "the engine raises anything": (None, {"raises": ZeroDivisionError("by zero")}, r"^by zero$"),
     "the engine has no words": (None, {"raises": RuntimeError()}, r"^RuntimeError$"),
-    "it disagrees": (None, {"alters": lambda p: np.roll(p, 1, axis=1)}, r"does not agree with the SavedModel on 8 warm"),
+    "it disagrees": (None, {"alters": lambda p: np.roll(p, 1, axis=1)}, r"does not agree with the SavedModel on 8 "),
     "it gives NaN": (None, {"alters": lambda p: p * np.float32("nan")}, r"differs by nan, allowed is 1e-05"),
     "it gives other shapes": (None, {"alters": lambda p: p[:, :2]}, r"of shape \(8, 2\), the SavedModel \(8, 3\)"),
     "it fails its warm-up": (None, {"alters": OSError("the disk is away")}, r"^the disk is away$"),
@@ -392,7 +395,7 @@ FAILURES = {
     "no warm-up records": (lambda path: shutil.rmtree(path / "assets.extra"), {}, r"warm-up records cannot be read"),
     "half the warm-up records": (_cut(served.WARMUP, 0.5), {}, r"warm-up records cannot be read"),
     "warm-up records without answers": (
-        lambda path: change_warmup(path, _no_answer), {}, r"no warm-up pictures with the probabilities.*Export it again",
+        lambda path: change_warmup(path, _no_answer), {}, r"no warm-up pictures with the probabilities.*Export it",
     ),
     "warm-up answers of NaN": (lambda path: change_warmup(path, _nan), {}, r"differs by nan"),
 }  # fmt: skip
@@ -440,13 +443,11 @@ def test_a_half_copied_folder_is_tried_again_when_its_files_change(server, sourc
     path.mkdir()
     server.look()
     assert server.states() == {2: "END", 1: "AVAILABLE"}
-    copied = 0
-    for file in ("saved_model.pb", "variables", "assets.extra", "manifest.json"):
+    for failed, file in enumerate(("saved_model.pb", "variables", "assets.extra", "manifest.json"), 1):
         assert server.serves() == 1
-        assert server.loads("failed") == 1 + copied
+        assert server.loads("failed") == failed
         copy = shutil.copytree if (source / file).is_dir() else shutil.copy
         copy(source / file, path / file)
-        copied += 1
         server.look()
     assert server.serves() == 2
 
@@ -678,14 +679,14 @@ def test_requests_find_an_open_version_through_hundreds_of_swaps(configured, by)
 
     def ask(_):
         seen = set()
-        for count in itertools.count():
-            if not swapping.is_set():
-                return count, seen
+        while swapping.is_set():
             with configured.versions.borrow("m") as lent:
                 assert not lent.model.closed.is_set()
+                time.sleep(0.001)  # Long enough for a swap or two.
                 lent.model.probabilities(pixels, SECONDS)
                 assert not lent.model.closed.is_set()
                 seen.add(lent.version)
+        return seen
 
     def swap():
         try:
@@ -701,8 +702,7 @@ def test_requests_find_an_open_version_through_hundreds_of_swaps(configured, by)
             swapping.clear()
 
     found = together(lambda work: swap() if work is None else ask(work), [None, 1, 2, 3])[1:]
-    assert all(count > 0 for count, _ in found)
-    assert set.union(*(seen for _, seen in found)) == ({1, 2} if by == "config" else {2, 3})
+    assert set.union(*found) == ({1, 2} if by == "config" else {2, 3})
     assert len(configured.engine.models) >= 300
     assert len(configured.settled()) == 1
     assert [model.closings for model in configured.engine.models].count(0) == 1

@@ -27,6 +27,9 @@ function inline(text) {
   return text.split(/(`[^`]+`)/).map((part) => (part.startsWith("`") ? element("code", {}, part.slice(1, -1)) : part));
 }
 
+/** A path that may be broken before a slash or colon. */
+const breakable = (path) => path.split(/(?=[/:])/).flatMap((part) => [element("wbr"), part]);
+
 function resolved(root, value) {
   if (value?.$ref === undefined) return value;
   return value.$ref.slice(2).split("/").reduce((found, key) => found[key], root);
@@ -130,7 +133,7 @@ function operation(root, variants, open) {
       "summary",
       {},
       element("span.method", {}, method.toUpperCase()),
-      ...variants.map(({ path }) => element("span.path", {}, path)),
+      ...variants.map(({ path }) => element("span.path", {}, ...breakable(path))),
       element("span.soft", {}, found.summary),
     ),
     element(
@@ -173,7 +176,6 @@ async function draw() {
   );
   document.getElementById("reference").replaceChildren(
     ...described(root.info.description),
-    element("p.soft", {}, `Version ${root.info.version}.`),
     ...sections,
   );
   // A link to one route, /docs#predict, opens it.

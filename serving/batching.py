@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.pixels import BadImage, PixelSpec, TooManyPixels, UnsupportedImage, decode
 from serving.engines import Model
-from serving.errors import BadRequest, Overloaded, Refusal, TooLarge, Unsupported
+from serving.errors import BadRequest, Overloaded, Refusal, TooLarge, TooLate, Unsupported
 from serving.logs import log
 from serving.metrics import Metrics
 
@@ -49,7 +49,7 @@ class Job:
     """
 
     def __init__(self, count: int, deadline: float) -> None:
-        self.results: list[np.ndarray | Exception] = [_PENDING] * count
+        self.results: list[np.ndarray | Exception] = [_NOT_DONE] * count
         self.timing = Timing(0, 0, 0)
         self.deadline = deadline
         self.gone = False
@@ -83,7 +83,7 @@ class Job:
                 finished[0]._loop.call_soon_threadsafe(wake)
 
 
-_PENDING: Exception = AssertionError("a picture without a result")
+_NOT_DONE = TooLate("The picture was not computed in time.")
 
 
 class Waiting:
@@ -171,17 +171,17 @@ class Batches:
             self._ready.append(picture)
             # The first wakes a thread; the next need not, until it has waited enough.
             if len(self._ready) == 1 or len(self._ready) >= self._max_batch or self._coming == 0:
-                self._changed.notify()
+                self._changed.notify(len(self._threads) if self._closed else 1)
 
     def drop(self) -> None:
         """One of the pictures expected is not coming."""
         with self._changed:
             self._coming -= 1
             if self._coming == 0:
-                self._changed.notify()
+                self._changed.notify(len(self._threads) if self._closed else 1)
 
     def close(self) -> None:
-        """Nothing is expected any more. Returns when the threads have ended."""
+        """Returns when everything that is expected has come, and the threads have ended."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -196,7 +196,8 @@ class Batches:
         """The next batch; empty when closed."""
         with self._changed:
             while True:
-                while not self._ready and not self._closed:
+                # A picture may come whose client is gone, and with it the reason to keep this version open.
+                while not self._ready and (self._coming or not self._closed):
                     self._changed.wait()
                 if not self._ready:
                     return []
@@ -209,7 +210,7 @@ class Batches:
     def _compute(self, batch: list[Picture]) -> None:
         started = perf_counter()
         wanted = [picture for picture in batch if picture.wanted(started)]
-        finished = [picture.job for picture in batch if not picture.wanted(started) and picture.settle(_PENDING)]
+        finished = [picture.job for picture in batch if not picture.wanted(started) and picture.settle(_NOT_DONE)]
         for picture in batch:
             picture.waiting.leave()
         if wanted:
@@ -226,7 +227,9 @@ class Batches:
     def _results(self, batch: list[Picture], now: float) -> Sequence[np.ndarray | Exception]:
         pixels = np.stack([picture.pixels for picture in batch if picture.pixels is not None])
         try:
-            return list(self._model.probabilities(pixels, max(picture.job.deadline for picture in batch) - now))
+            results = list(self._model.probabilities(pixels, max(picture.job.deadline for picture in batch) - now))
+            assert len(results) == len(batch)
+            return results
         except Refusal as error:
             return [error] * len(batch)
         except Exception as error:  # Whatever an engine may raise ends these requests, not this thread.
@@ -286,7 +289,7 @@ class Queue:
 
     def _decode(self, data: bytes, spec: PixelSpec, picture: Picture, batches: Batches) -> None:
         started = perf_counter()
-        result: Exception = _PENDING
+        result: Exception = _NOT_DONE
         if picture.wanted(started):
             try:
                 picture.pixels = decode(data, spec)

@@ -1,6 +1,7 @@
 """Request bodies, within limits of size, time, memory and compression."""
 
 import asyncio
+import logging
 import zlib
 from collections.abc import AsyncGenerator
 from types import TracebackType
@@ -20,6 +21,9 @@ MAX_RATIO = 100
 MAX_HELD = 256_000_000
 _EXPAND_IN_THREAD = 100_000
 
+# What is wrong with a form is told to who sent it.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+
 
 class Held:
     """Bytes of all bodies in memory."""
@@ -37,7 +41,7 @@ class Body:
         held: shared by all requests of a server.
 
     Attributes:
-        size: bytes received so far.
+        size: bytes received so far, and what they expanded to.
 
     `read` and `files` raise:
         TooLarge, SlowRequest, Overloaded, Unsupported: beyond a limit.
@@ -72,13 +76,16 @@ class Body:
         if encoding == "identity":
             return body
         if len(body) < _EXPAND_IN_THREAD:
-            return self._expand(body)
-        return await asyncio.to_thread(self._expand, body)
+            expanded = self._expand(body)
+        else:
+            expanded = await asyncio.to_thread(self._expand, body)
+        self._hold(len(expanded))
+        return expanded
 
     async def files(self) -> list[tuple[str, bytes]]:
         """Names and contents of the files in a multipart body."""
         self._encoding("identity")
-        parser = MultiPartParser(self._headers, self._chunks(), max_files=self._max_files, max_fields=100)
+        parser = _FormParser(self._headers, self._chunks(), max_files=self._max_files, max_fields=100)
         parser.spool_max_size = self._max + 1  # In memory, and never on a disk that may be read-only.
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -89,6 +96,9 @@ class Body:
             if error.message.startswith("Too many files"):
                 raise TooLarge(f"A request may hold {self._max_files} pictures.") from None
             raise BadRequest(f"The multipart body is damaged: {error.message}") from None
+        if not parser.ended:
+            await form.close()
+            raise BadRequest("The multipart body is incomplete: the boundary that ends it is missing.")
         files = [value for _, value in form.multi_items() if not isinstance(value, str)]
         found = [(file.filename or "", await file.read()) for file in files]
         await form.close()
@@ -105,13 +115,16 @@ class Body:
                 raise ClientDisconnect
             chunk = message.get("body", b"")
             more = message.get("more_body", False)
-            self.size += len(chunk)
-            self._held.bytes += len(chunk)
+            self._hold(len(chunk))
             if self.size > self._max:
                 raise self._too_large()
-            if self._held.bytes > MAX_HELD:
-                raise Overloaded("The server is busy: it is receiving too much at once. Try again in a second.")
             yield chunk
+
+    def _hold(self, count: int) -> None:
+        self.size += count
+        self._held.bytes += count
+        if self._held.bytes > MAX_HELD:
+            raise Overloaded("The server is busy: it is receiving too much at once. Try again in a second.")
 
     def _encoding(self, *allowed: str) -> str:
         encoding = self._headers.get("content-encoding", "identity").strip().lower()
@@ -136,6 +149,23 @@ class Body:
         if not expander.eof:
             raise BadRequest("The gzip body is incomplete.")
         return expanded
+
+
+class _FormParser(MultiPartParser):
+    """Says whether the form came to its end; its names are UTF-8, and of no codec that a client may choose."""
+
+    ended = False
+
+    @property
+    def _charset(self) -> str:
+        return "utf-8"
+
+    @_charset.setter
+    def _charset(self, value: str) -> None:
+        """Some codecs take minutes, or give what cannot be sent back."""
+
+    def on_end(self) -> None:
+        self.ended = True
 
 
 def _slow() -> SlowRequest:

@@ -138,7 +138,7 @@ def _of_the_server() -> dict[str, Any]:
                 "For readiness probes.\n\n```\ncurl --fail http://localhost:8501/readyz\n```",
                 {
                     "200": _json("One is.", "Health", {"status": "ready"}),
-                    "503": _json("None is yet.", "Health", {"status": "not ready"}),
+                    "503": _errors((503,))["503"] | {"description": "None is yet."},
                 },
             )
         },

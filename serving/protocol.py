@@ -4,8 +4,9 @@ what a request costs that is refused anyway."""
 import asyncio
 import uuid
 from collections.abc import Callable
+from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEADER_BYTES = 65_536
 HEADER_SECONDS = 10.0
@@ -13,6 +14,8 @@ HEADER_SECONDS = 10.0
 DRAIN_SECONDS = 5.0
 """In which a client that has its answer may still send the body that the answer did not need. Closing at once would
 make it miss the answer (RFC 9112, 9.6)."""
+PIPELINED = 100
+"""Requests that may wait on a connection for the answer to one before them."""
 
 _BUSY = b'{"error": "The server is busy: its queue is full. Try again in a second."}'
 
@@ -28,10 +31,11 @@ class Protocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _in_headers = False
-    _header_bytes = 0
+    _idle_bytes = 0  # Received since headers, or a piece of a body: of headers, or of what surrounds pieces.
     _in_body = False
     _refusing = False  # The request whose body is arriving; uvicorn does not know of it.
     _kept_alive = True
+    _running: RequestResponseCycle | None = None  # uvicorn's own `cycle` is the newest, which may wait for this one.
 
     def full(self) -> bool:
         """Whether nothing can be computed now. A request for a computation is then answered 429 as soon as its headers
@@ -51,17 +55,16 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel()
+        self._leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        continued = self._in_headers
+        self._idle_bytes += len(data)
         super().data_received(data)
-        if continued and self._in_headers:
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_BYTES:
-                self._end(b"431 Request Header Fields Too Large", f"Headers may take {HEADER_BYTES:,} bytes.")
+        if self._idle_bytes > HEADER_BYTES and not self.transport.is_closing():
+            self._end(b"431 Request Header Fields Too Large", f"Headers may take {HEADER_BYTES:,} bytes.")
         # An empty line between requests begins none, but ends uvicorn's own wait for the next.
         if not (self._in_headers or self._in_body or self._timer or self.timeout_keep_alive_task) and self._answered():
             self._within(HEADER_SECONDS, self.transport.close)
@@ -69,12 +72,21 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_headers = True
-        self._header_bytes = 0
+        self._idle_bytes = 0
         self._within(HEADER_SECONDS, self._slow_headers)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_headers:  # What follows a body in chunks is nobody's concern.
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._cancel()
         self._in_headers, self._in_body = False, True
+        self._idle_bytes = 0
+        if len(self.pipeline) >= PIPELINED:
+            self._close()
+        if self.transport.is_closing():
+            return
         computes = self.parser.get_method() == b"POST" and self.url[:4].lower() == b"/v1/"
         if computes and self._answered() and self.full():
             self._refuse()
@@ -82,11 +94,15 @@ class Protocol(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._idle_bytes = 0
         if not self._refusing:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.transport.is_closing():
+            return
         self._in_body = False
+        self._idle_bytes = 0
         if self._refusing:
             self._refusing = False
             if not self._kept_alive:
@@ -97,9 +113,21 @@ class Protocol(HttpToolsProtocol):
             self._within(self.timeout_keep_alive, self.transport.close)
 
     def on_response_complete(self) -> None:
+        answered = self._running
         super().on_response_complete()
-        if self._in_body and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if self.pipeline:  # uvicorn would read on while these wait.
+            self.flow.pause_reading()
+        if answered is self.cycle and self._in_body:
             self._within(DRAIN_SECONDS, self.transport.close)
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(b"400 Bad Request", "This is not an HTTP/1.1 request.")
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _answered(self) -> bool:
         """Whether no request waits for an answer."""
@@ -120,13 +148,29 @@ class Protocol(HttpToolsProtocol):
         self._end(b"408 Request Timeout", "The request's headers did not arrive in time.")
 
     def _end(self, status: bytes, message: str) -> None:
-        body = b'{"error": "%s"}' % message.encode()
-        retry = b"retry-after: 1\r\n" if status.startswith(b"503") else b""
-        self.transport.write(
-            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%sconnection: close\r\n\r\n%s"
-            % (status, len(body), retry, body)
-        )
+        # Not where it would be taken for an earlier request's answer, or for a second one.
+        if self._in_body:
+            heard = self._running is self.cycle and self._running is not None and not self._running.response_started
+        else:
+            heard = self._running is None or self._running.response_complete
+        if heard:
+            body = b'{"error": "%s"}' % message.encode()
+            retry = b"retry-after: 1\r\n" if status.startswith(b"503") else b""
+            self.transport.write(
+                b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%sconnection: close\r\n\r\n%s"
+                % (status, len(body), retry, body)
+            )
+        self._close()
+
+    def _close(self) -> None:
+        self._leave()
         self.transport.close()
+
+    def _leave(self) -> None:
+        """Tells the request that is being answered that nobody is there any more. uvicorn tells the newest only."""
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def _within(self, seconds: float, otherwise: Callable[[], None]) -> None:
         self._cancel()

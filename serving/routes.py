@@ -19,12 +19,11 @@ from urllib.parse import unquote
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import BaseRoute, Route
 
 from serving import openapi, wire
 from serving.bodies import Body
-from serving.errors import BadRequest, NotFound, Refusal
+from serving.errors import BadRequest, NotFound, Refusal, Unavailable
 from serving.observed import Record
 from serving.service import Results, Service
 from serving.versions import Served, State
@@ -46,7 +45,7 @@ def routes() -> list[BaseRoute]:
     return [
         Route("/", _page("index.html")),
         Route("/docs", _page("docs.html")),
-        Mount("/page", StaticFiles(directory=_PAGE)),
+        *(Route(f"/page/{path.name}", _page(path.name)) for path in sorted(_PAGE.iterdir())),
         Route("/openapi.json", _openapi),
         Route("/models", _models),
         Route("/healthz", _healthz),
@@ -202,7 +201,9 @@ async def _readyz(request: Request) -> Response:
     """A model is loaded and warm."""
     _record(request).route = "health"
     ready = _service(request).versions.ready
-    return JSONResponse({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+    if not ready:
+        raise Unavailable("No model is loaded and warm yet.")
+    return JSONResponse({"status": "ready"})
 
 
 async def _metrics(request: Request) -> Response:

@@ -4,7 +4,7 @@ import json
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 
 import keras
 import numpy as np
@@ -147,10 +147,15 @@ def eventually(check):
 def together(work, arguments):
     """What `work` gives for each of the arguments, each in a thread of its own, begun at the same moment."""
     barrier = threading.Barrier(len(arguments))
+    futures = [Future() for _ in arguments]
 
-    def begin(argument):
+    def begin(argument, future):
         barrier.wait(SECONDS)
-        return work(argument)
+        try:
+            future.set_result(work(argument))
+        except BaseException as error:
+            future.set_exception(error)
 
-    with ThreadPoolExecutor(len(arguments)) as pool:
-        return list(pool.map(begin, arguments))
+    for each in zip(arguments, futures, strict=True):
+        threading.Thread(target=begin, args=each, daemon=True).start()  # What hangs ends with the tests.
+    return [future.result(SECONDS) for future in futures]

@@ -38,12 +38,12 @@ def tiny(folder, name="m", seed=1, classes=CLASSES):
     exporting.exported(model, split(12, classes=len(classes), size=16), folder, classes, name=name)
 
 
-def encoded(format="PNG", size=(16, 16), mode="RGB", seed=0, **options):
+def encoded(kind="PNG", size=(16, 16), mode="RGB", seed=0, **options):
     """A picture of noise, as bytes."""
     bands = {"L": (), "RGB": (3,), "RGBA": (4,), "CMYK": (4,)}[mode]
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], *bands)).astype(np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(pixels, mode=None if mode != "CMYK" else "CMYK").save(stream, format, **options)
+    Image.fromarray(pixels, mode=None if mode != "CMYK" else "CMYK").save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -60,9 +60,9 @@ def form(*files, boundary="limit", end=True):
 
 
 class Gate:
-    """An engine for tests: its models answer only while a file `open` lies in their folder.
+    """An engine for tests: its models do not answer while a file `shut` lies in its folder.
 
-    What they are asked for is written down in `seen`, one line with the number of pictures for each batch.
+    What they are asked for is written down in the file `seen`: one line with the number of pictures for each batch.
     """
 
     name = "gate"
@@ -71,22 +71,17 @@ class Gate:
 
     def __init__(self, folder):
         self._folder = Path(folder)
-        self._warm = False
 
     def load(self, export):
         self._classes = len(export.manifest.classes)
-        self._warm = False
         return self
 
     def probabilities(self, pixels, seconds):
-        if not self._warm:
-            self._warm = True
-        else:
-            with (self._folder / "seen").open("a") as file:
-                print(len(pixels), file=file, flush=True)
-            end = time.monotonic() + SECONDS
-            while not (self._folder / "open").exists() and time.monotonic() < end:
-                time.sleep(0.01)
+        with (self._folder / "seen").open("a") as file:
+            print(len(pixels), file=file)
+        end = time.monotonic() + SECONDS
+        while (self._folder / "shut").exists() and time.monotonic() < end:
+            time.sleep(0.01)
         return np.full((len(pixels), self._classes), 1 / self._classes, np.float32)
 
     def close(self):
@@ -137,7 +132,7 @@ class Serving:
     def ask(self, method, path, body=b"", headers=None):
         """One request on a connection of its own."""
         with self.client() as client:
-            client.request(method, path, body, {"Connection": "close", **(headers or {})})
+            client.request(method, path, body, headers)
             return client.answer(method)
 
     def get(self, path, headers=None):
@@ -279,4 +274,3 @@ def wait(condition, what="it"):
     while not condition():
         assert time.monotonic() < end, f"{what} did not happen"
         time.sleep(0.02)
-

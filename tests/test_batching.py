@@ -1,7 +1,7 @@
 """Pictures decoded, gathered and computed: in order, in batches, within limits, and none for nobody."""
 
 import asyncio
-import contextlib
+import re
 import threading
 from time import perf_counter
 
@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.pixels import PixelSpec
 from serving.batching import Batches, Queue
-from serving.errors import BadRequest, Overloaded, TooLarge, Unavailable, Unsupported
+from serving.errors import BadRequest, Overloaded, TooLarge, TooLate, Unavailable, Unsupported
 from serving.metrics import Metrics
 from tests import exporting
-from tests.served import SECONDS, SIZE, MeansModel, constant, eventually, expected
+from tests.served import SECONDS, SIZE, MeansModel, constant, expected
 
 HOUR = 3600.0
 SPEC = PixelSpec(SIZE, SIZE, crop=1.0)
@@ -59,6 +59,8 @@ class Running:
     async def busy(self):
         """Lets the model compute one picture, 255, until its gate is opened."""
         self.model.gate.clear()
+        while self.model.entered.acquire(blocking=False):
+            pass
         job = self.submit(255)
         assert await asyncio.to_thread(self.model.entered.acquire, timeout=SECONDS)
         return job
@@ -104,7 +106,9 @@ def run(test, **options):
 def _threads_end():
     before = set(threading.enumerate())
     yield
-    assert {thread.name for thread in set(threading.enumerate()) - before if not thread.name.startswith("asyncio")} == set()
+    assert {
+        thread.name for thread in set(threading.enumerate()) - before if not thread.name.startswith("asyncio")
+    } == set()
 
 
 # Order, batches, waiting
@@ -124,7 +128,9 @@ def test_results_come_in_the_pictures_order(submit, at_once, threads):
     run(test, at_once=at_once, threads=threads, max_batch=5, limit=1000)
 
 
-@pytest.mark.parametrize(("count", "max_batch", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 1, [1] * 3), (5, 9, [5])])
+@pytest.mark.parametrize(
+    ("count", "max_batch", "sizes"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 1, [1] * 3), (5, 9, [5])]
+)
 def test_batches_are_as_large_as_allowed_and_no_larger(count, max_batch, sizes):
     async def test(running):
         job = running.submit(*range(count))
@@ -223,7 +229,7 @@ def test_a_bad_picture_ends_alone(data, kind, words):
         await ended(job, other)
         right(other, 3)
         assert isinstance(job.results[1], kind)
-        pytest.raises(kind, _raise, job.results[1]).match(words)
+        assert re.search(words, str(job.results[1]))
         np.testing.assert_allclose([job.results[0], job.results[2]], expected(np.stack([constant(1), constant(2)])))
         assert running.computed == [1, 2, 3]
 
@@ -297,6 +303,17 @@ def test_what_is_too_late_is_never_computed(submit):
         await ended(first, late, stays)
         right(stays, 3)
         assert running.computed == [3, 255]
+        assert all(isinstance(result, Exception) for result in late.results)
+
+    run(test)
+
+
+@pytest.mark.xfail(strict=True, reason="it is an AssertionError, which a request that ends just then answers with 500")
+def test_the_result_of_what_is_too_late_says_so():
+    async def test(running):
+        job = running.submit(1, seconds=-1)
+        await ended(job)
+        assert isinstance(job.results[0], TooLate)
 
     run(test)
 
@@ -346,7 +363,9 @@ def test_a_picture_of_a_version_closed_meanwhile_gives_its_place_back(monkeypatc
 # What computes fails
 
 
-@pytest.mark.parametrize("error", [Unavailable("upstream is away"), Overloaded("it is full"), ZeroDivisionError("by zero")])
+@pytest.mark.parametrize(
+    "error", [Unavailable("upstream is away"), Overloaded("it is full"), ZeroDivisionError("by zero")]
+)
 def test_an_engine_that_fails_ends_the_requests_of_that_batch_alone(error):
     async def test(running):
         running.model.alter = error
@@ -385,7 +404,7 @@ def test_a_full_queue_refuses_and_has_room_again():
         first = await running.busy()
         assert running.waiting == 0  # What is being computed does not wait.
         jobs = [running.submit(1, 2), running.submit(3)]
-        running.queue.check_room()
+        assert not running.queue.full
         with pytest.raises(Overloaded, match=r"queue is full\. Try again"):
             running.submit(4, 5)
         assert running.waiting == 3
@@ -393,12 +412,12 @@ def test_a_full_queue_refuses_and_has_room_again():
         for submit in (running.submit, running.pixels):
             with pytest.raises(Overloaded):
                 submit(5)
-        with pytest.raises(Overloaded):
-            running.queue.check_room()
+        assert running.queue.full
         assert running.waiting == 4
         running.model.gate.set()
         await ended(first, *jobs)
         assert running.waiting == 0
+        assert not running.queue.full
         job = running.submit(1, 2, 3, 4)
         await ended(job)
         right(job, 1, 2, 3, 4)
@@ -498,7 +517,3 @@ def test_close_when_the_event_loop_has_ended():
     asyncio.run(leave())
     running.close()
     assert running.waiting == 0
-
-
-def _raise(error):
-    raise error

@@ -119,7 +119,7 @@ def make(tmp_path, source, caplog):
         def make(**options):
             server = Server(tmp_path, source, caplog, **options)
             stack.callback(lambda: all(model.closings == 1 for model in server.engine.models) or pytest.fail("open"))
-            stack.callback(server.versions.close)
+            stack.callback(lambda: together(lambda close: close(), [server.versions.close]))
             return server
 
         yield make

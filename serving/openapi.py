@@ -601,7 +601,7 @@ _OUTPUTS = {
 
 _SCHEMAS: dict[str, Any] = {
     "Error": _object({"error": _text("What is wrong, and what is allowed.")}),
-    "Health": _object({"status": {"enum": ["ok", "ready", "not ready"], "description": "In words."}}),
+    "Health": _object({"status": {"enum": ["ok", "ready"], "description": "In words."}}),
     "Classification": _object(
         {
             "model": _text("The model's name."),

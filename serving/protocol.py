@@ -81,7 +81,6 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._cancel()
-        self._in_headers, self._in_body = False, True
         self._idle_bytes = 0
         if len(self.pipeline) >= PIPELINED:
             self._close()
@@ -92,6 +91,7 @@ class Protocol(HttpToolsProtocol):
             self._refuse()
         else:
             super().on_headers_complete()
+        self._in_headers, self._in_body = False, True
 
     def on_body(self, body: bytes) -> None:
         self._idle_bytes = 0

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPMethod
 from pathlib import Path
 from time import perf_counter
@@ -31,6 +32,7 @@ from serving.versions import Served, State
 TOP_K = 5
 
 _PAGE = Path(__file__).parent / "page"
+_FILES = {path.name for path in _PAGE.iterdir()}
 # Larger documents are parsed in a thread, so that nobody waits for them.
 _PARSE_IN_THREAD = 256_000
 _PAGE_HEADERS = {
@@ -43,9 +45,9 @@ Handler = Callable[[Service, Request, dict[str, str]], Awaitable[Response]]
 
 def routes() -> list[BaseRoute]:
     return [
-        Route("/", _page("index.html")),
-        Route("/docs", _page("docs.html")),
-        *(Route(f"/page/{path.name}", _page(path.name)) for path in sorted(_PAGE.iterdir())),
+        Route("/", partial(_page, file="index.html")),
+        Route("/docs", partial(_page, file="docs.html")),
+        Route("/page/{file}", _page),
         Route("/openapi.json", _openapi),
         Route("/models", _models),
         Route("/healthz", _healthz),
@@ -217,12 +219,12 @@ async def _openapi(request: Request) -> Response:
     return JSONResponse(openapi.document())
 
 
-def _page(file: str) -> Callable[[Request], Awaitable[Response]]:
-    async def page(request: Request) -> Response:
-        _record(request).route = "page"
-        return FileResponse(_PAGE / file, headers=_PAGE_HEADERS)
-
-    return page
+async def _page(request: Request, file: str | None = None) -> Response:
+    _record(request).route = "page"
+    name = file or request.path_params["file"]
+    if name not in _FILES:
+        raise NotFound("Not Found")
+    return FileResponse(_PAGE / name, headers=_PAGE_HEADERS)
 
 
 def _service(request: Request) -> Service:

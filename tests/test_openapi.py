@@ -6,7 +6,6 @@ import re
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
-from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from serving.app import create_app
@@ -97,9 +96,7 @@ def every(value):
 def test_every_route_is_in_it(client):
     documented = set(DOCUMENT["paths"])
     for route in client.app.routes:
-        if isinstance(route, Mount):
-            assert any(path.startswith(f"{route.path}/") for path in documented)
-        elif "{" not in route.path:  # The one for everything else tells what is below /v1/ by itself.
+        if route.path != "/{path:path}":  # The one for everything else tells what is below /v1/ by itself.
             assert route.path in documented
     verbs = {"classify-image", "predict", "classify", "regress"}
     places = ("", "/versions/{version}", "/labels/{label}")

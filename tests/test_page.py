@@ -171,14 +171,18 @@ def server(export):
 
 @contextmanager
 def blocked(export, folder, *arguments):
-    """A server that computes nothing until a file `open` is in the folder."""
+    """A server that computes nothing while a file `shut` is in the folder."""
+    (folder / "shut").touch()
     (folder / "models" / "m").mkdir(parents=True)
     shutil.copytree(export / "m" / "1", folder / "models" / "m" / "1")
     with serving(folder / "models", *arguments, first=gated(folder)) as server:
         try:
-            yield server.ready()
+            (folder / "shut").unlink()
+            server.ready()
+            (folder / "shut").touch()
+            yield server
         finally:
-            (folder / "open").touch()
+            (folder / "shut").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -451,7 +455,7 @@ def test_four_at_a_time_and_none_that_was_removed(page, export, pictures, tmp_pa
         page.wait(lambda: any(line.get("status") == 499 for line in server.log()))
         # The one that is shown first is the next.
         page.wait(lambda: page.texts(".found") == ["Sending…"] * 4 + ["Waiting…"] * 2)
-        (tmp_path / "open").touch()
+        (tmp_path / "shut").unlink()
         assert all("m, version 1" in text for text in page.settled(6))
 
 
@@ -459,7 +463,7 @@ def test_a_busy_server_is_asked_again(page, export, pictures, tmp_path):
     with blocked(export, tmp_path, "--max-queue", 1) as server:
         page.open(server.url).choose(*pictures, pictures[0])
         page.wait(lambda: any("The server is busy. Trying again in 1 s (1 of 5)…" in text for text in page.items()))
-        (tmp_path / "open").touch()
+        (tmp_path / "shut").unlink()
         assert all("m, version 1" in text for text in page.settled(4))
 
 

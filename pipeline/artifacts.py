@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ExportError
 from pipeline.pixels import PixelSpec
@@ -172,7 +172,7 @@ def read_manifest(export_dir: Path) -> Manifest:
         return Manifest.read(export_dir / "manifest.json")
     except OSError as error:
         reason = f"its manifest.json cannot be read ({error.strerror})"
-    except ValidationError:
+    except ValueError:  # pydantic's ValidationError, or not even text.
         reason = "its manifest.json is damaged, or of another version of graft"
     raise ExportError(
         f"{export_dir} is not a model exported by graft: {reason}. Give the folder with the version number, as printed "

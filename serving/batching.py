@@ -49,7 +49,7 @@ class Job:
     """
 
     def __init__(self, count: int, deadline: float) -> None:
-        self.results: list[np.ndarray | Exception] = [_NOT_DONE] * count
+        self.results: list[np.ndarray | Exception] = [_not_done()] * count
         self.timing = Timing(0, 0, 0)
         self.deadline = deadline
         self.gone = False
@@ -83,7 +83,8 @@ class Job:
                 finished[0]._loop.call_soon_threadsafe(wake)
 
 
-_NOT_DONE = TooLate("The picture was not computed in time.")
+def _not_done() -> TooLate:
+    return TooLate("The picture was not computed in time.")
 
 
 class Waiting:
@@ -210,7 +211,7 @@ class Batches:
     def _compute(self, batch: list[Picture]) -> None:
         started = perf_counter()
         wanted = [picture for picture in batch if picture.wanted(started)]
-        finished = [picture.job for picture in batch if not picture.wanted(started) and picture.settle(_NOT_DONE)]
+        finished = [picture.job for picture in batch if not picture.wanted(started) and picture.settle(_not_done())]
         for picture in batch:
             picture.waiting.leave()
         if wanted:
@@ -225,8 +226,8 @@ class Batches:
         Job.wake(finished)
 
     def _results(self, batch: list[Picture], now: float) -> Sequence[np.ndarray | Exception]:
-        pixels = np.stack([picture.pixels for picture in batch if picture.pixels is not None])
         try:
+            pixels = np.stack([picture.pixels for picture in batch if picture.pixels is not None])
             results = list(self._model.probabilities(pixels, max(picture.job.deadline for picture in batch) - now))
             assert len(results) == len(batch)
             return results
@@ -289,7 +290,7 @@ class Queue:
 
     def _decode(self, data: bytes, spec: PixelSpec, picture: Picture, batches: Batches) -> None:
         started = perf_counter()
-        result: Exception = _NOT_DONE
+        result: Exception = _not_done()
         if picture.wanted(started):
             try:
                 picture.pixels = decode(data, spec)

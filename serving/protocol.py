@@ -14,6 +14,8 @@ HEADER_SECONDS = 10.0
 DRAIN_SECONDS = 5.0
 """In which a client that has its answer may still send the body that the answer did not need. Closing at once would
 make it miss the answer (RFC 9112, 9.6)."""
+WRITE_SECONDS = 30.0
+"""In which a client must read some of its answer where the answer does not fit into the connection's buffers."""
 PIPELINED = 100
 """Requests that may wait on a connection for the answer to one before them."""
 
@@ -30,6 +32,7 @@ class Protocol(HttpToolsProtocol):
     max_connections: int
 
     _timer: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
     _in_headers = False
     _idle_bytes = 0  # Received since headers, or a piece of a body: of headers, or of what surrounds pieces.
     _in_body = False
@@ -55,8 +58,19 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cancel()
+        if self._unread is not None:
+            self._unread.cancel()
         self._leave()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():

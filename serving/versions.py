@@ -12,13 +12,11 @@ from enum import StrEnum
 from pathlib import Path
 from time import monotonic
 
-import numpy as np
-
 from pipeline.errors import ConfigError, ExportError
 from pipeline.pixels import PixelSpec
 from serving import export
 from serving.batching import Batches
-from serving.engines import Engine, LoadError, Model, NotYet
+from serving.engines import Engine, LoadError, Model, NotYet, difference
 from serving.errors import BadRequest, NotFound, Refusal, Unavailable
 from serving.export import Export
 from serving.logs import log
@@ -378,8 +376,8 @@ def _numbers(folder: Path) -> set[int]:
 def _files(path: Path) -> tuple[tuple[str, int, int], ...]:
     """What changes when a folder is still being copied, or was mended."""
     found = []
-    for file in sorted(path.rglob("*")):
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # It is being removed.
+        for file in sorted(path.rglob("*")):
             status = file.stat()
             found.append((file.name, status.st_size, status.st_mtime_ns))
     return tuple(found)
@@ -392,19 +390,13 @@ def _check(model: Model, found: Export, engine: Engine, max_batch: int) -> None:
         LoadError: they differ by more than rounding explains.
         NotYet: what computes does not answer.
     """
-    pixels, expected = found.warmup()
     try:
-        given = np.concatenate(
-            [model.probabilities(pixels[a : a + max_batch], 60.0) for a in range(0, len(pixels), max_batch)]
-        )
+        distance = difference(model, found, max_batch)
     except Refusal as refusal:
         raise NotYet(f"its warm-up was not answered: {refusal}") from refusal
-    if given.shape != expected.shape:
-        raise LoadError(f"{engine.name} gives probabilities of shape {given.shape}, the SavedModel {expected.shape}.")
-    difference = np.abs(given - expected).max()
-    if not difference <= engine.tolerance:  # NaN is not.
+    if not distance <= engine.tolerance:  # NaN is not.
         raise LoadError(
-            f"{engine.name} does not agree with the SavedModel on {len(pixels)} warm-up pictures of {found.path}: a "
-            f"probability differs by {difference:.2g}, allowed is {engine.tolerance:g}. Serve it with --engine "
-            "tensorflow, or export it again."
+            f"{engine.name} does not agree with the SavedModel on the warm-up pictures of {found.path}: a probability "
+            f"differs by {distance:.2g}, allowed is {engine.tolerance:g}. Serve it with --engine tensorflow, or export "
+            "it again."
         )

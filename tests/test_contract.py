@@ -9,6 +9,8 @@ from pipeline import export, finetune, trunk
 from pipeline.backbones import BACKBONES
 from pipeline.config import Blocks
 from pipeline.model import divide
+from serving.engines.openvino import OpenVino
+from serving.export import read as read_export
 from tests.exporting import exported
 from tests.networks import QUIET, data, network, phase, same, split, values
 from tests.networks import pictures as read
@@ -70,3 +72,7 @@ def test_a_backbone_is_frozen_cut_trained_exported_and_reloaded(name, options, t
     assert parity.pixels_largest_difference <= export.PIXELS_TOLERANCE
     assert parity.image_bytes_same_label == 1.0
     assert (path / "saved_model.pb").is_file()
+
+    given, probabilities = read_export(path).warmup()
+    served = OpenVino().load(read_export(path)).probabilities(given, seconds=60.0)
+    np.testing.assert_allclose(served, probabilities, atol=OpenVino.tolerance)

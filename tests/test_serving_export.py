@@ -99,7 +99,6 @@ def test_what_is_no_whole_export_is_refused_in_words(copy, damage, words):
     assert str(copy) in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="pipeline.artifacts.read_manifest lets UnicodeDecodeError through")
 def test_a_manifest_that_is_no_text(copy):
     (copy / "manifest.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ExportError, match=r"manifest\.json"):

@@ -11,6 +11,8 @@ import numpy as np
 from serving.export import Export
 from serving.settings import Settings
 
+WARMUP_SECONDS = 60.0
+
 
 class LoadError(Exception):
     """A version cannot be served. The message says why, and what to do."""
@@ -56,6 +58,24 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Every model is closed."""
+
+
+def difference(model: Model, export: Export, max_batch: int) -> float:
+    """How far a model's probabilities are from the SavedModel's own at most, on its warm-up pictures; it may be NaN.
+
+    Raises:
+        ExportError: there are no warm-up pictures.
+        LoadError: the shapes differ.
+    """
+    pixels, expected = export.warmup()
+    batches = [pixels[first : first + max_batch] for first in range(0, len(pixels), max_batch)]
+    given = np.concatenate([model.probabilities(batch, WARMUP_SECONDS) for batch in batches])
+    if not given.shape == expected.shape == (len(pixels), len(export.manifest.classes)):
+        raise LoadError(
+            f"{export.path} does not fit together: probabilities of shape {given.shape}, at export {expected.shape}, "
+            f"for {len(export.manifest.classes)} classes. Export it again."
+        )
+    return float(np.abs(given - expected).max())
 
 
 def _openvino(settings: Settings) -> Engine:

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import openvino as ov
 
-from serving.engines import LoadError
+from serving.engines import LoadError, difference
 from serving.export import Export
 from serving.protos import serving_pb2
 
 _VERSION = ov.__version__.split("-")[0]
 # Left to itself, OpenVINO computes in bfloat16 where the processor can, which rounds by up to one part in 256.
 _SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
+_WARMUP_BATCH = 8
 
 
 class OpenVino:
@@ -33,11 +34,15 @@ class OpenVino:
 
     def load(self, export: Export) -> "OpenVinoModel":
         kept = export.path / f"openvino-{_VERSION}" / "model.xml"
+        known = kept.is_file()
         try:
-            network = self._core.read_model(kept) if kept.is_file() else self._converted(export, kept)
-            network.reshape([1, *network.input().partial_shape[1:]])
-            return OpenVinoModel(self._core.compile_model(network, "CPU", _SETTINGS))
-        except RuntimeError as error:  # What OpenVINO raises for everything.
+            network = self._core.read_model(kept) if known else self._converted(export)
+            model = self._compiled(network)
+            # Not what was converted while the export was still being copied: that would stay wrong.
+            if not known and difference(model, export, _WARMUP_BATCH) <= self.tolerance:
+                _keep(network, kept)
+            return model
+        except (RuntimeError, OSError) as error:  # RuntimeError is what OpenVINO raises for everything.
             raise LoadError(
                 f"OpenVINO {_VERSION} cannot run {export.path} ({_line(error)}). Serve it with --engine tensorflow."
             ) from error
@@ -45,7 +50,11 @@ class OpenVino:
     def close(self) -> None:
         pass
 
-    def _converted(self, export: Export, kept: Path) -> ov.Model:
+    def _compiled(self, network: ov.Model) -> "OpenVinoModel":
+        network.reshape([1, *network.input().partial_shape[1:]])
+        return OpenVinoModel(self._core.compile_model(network, "CPU", _SETTINGS))
+
+    def _converted(self, export: Export) -> ov.Model:
         """OpenVINO reads the signature "serving_default" alone, and knows none of the operations that decode pictures
         there. So it is shown a model whose only signature goes from pixels to probabilities.
         """
@@ -60,9 +69,7 @@ class OpenVino:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "saved_model.pb").write_bytes(saved.SerializeToString())
             (Path(folder) / "variables").symlink_to((export.path / "variables").resolve())
-            network = self._core.read_model(folder)
-            _keep(network, kept)
-        return network
+            return self._core.read_model(folder)
 
 
 class OpenVinoModel:

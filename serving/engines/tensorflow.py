@@ -29,7 +29,7 @@ class TensorFlow:
 
         try:
             return TensorFlowModel(tf.saved_model.load(str(export.path)))
-        except (OSError, ValueError, tf.errors.OpError) as error:
+        except Exception as error:  # IndexError for truncated variables, KeyError for an unknown operation, and others.
             raise LoadError(f"TensorFlow cannot load {export.path} ({' '.join(str(error).split())[:300]}).") from error
 
     def close(self) -> None:

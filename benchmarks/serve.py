@@ -4,8 +4,8 @@
 
 The model is trained once into build/bench, and everybody gets the same photographs in the same order. Contenders run in
 turns, each in processes of its own, started anew for each repetition; the load comes from benchmarks/load.c on the same
-cores. What the endpoint withstands is measured by `benchmarks.soak`. About twenty-five minutes on two cores, on which nothing else
-should run. --quick takes seconds for each, says nothing about speed, and writes build/bench/quick.md alone.
+cores. What the endpoint withstands is measured by `benchmarks.soak`. About twenty-five minutes on two cores, on which
+nothing else should run. --quick takes seconds for each, says nothing about speed, and writes build/bench/quick.md.
 """
 
 import argparse

@@ -268,7 +268,7 @@ def serve(
         Path | None,
         _serve_option("token-file", "Holds the token that clients must send; or GRAFT_TOKEN is it.", metavar="FILE"),
     ] = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen beyond loopback without a token.")] = False,
+    no_auth: Annotated[bool, _serve_option("no-auth", "Listen beyond loopback without a token.")] = False,
     max_body: Annotated[str, _serve_option("max-body", "Of a request.", metavar="SIZE")] = "10MB",
     max_images: Annotated[int, _serve_option("max-images", "In a request.", min=1)] = 64,
     max_megapixels: Annotated[float, _serve_option("max-megapixels", "Of one image, by its header.")] = 50,

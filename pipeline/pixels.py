@@ -19,6 +19,9 @@ VERSION = 1
 FORMATS = ("JPEG", "PNG", "WEBP")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")  # RIFF is WebP with WEBP behind its length.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # of usual file names; a picture is told by its content alone
+# Each scan of a JPEG takes a pass over the whole picture, and may have no more than 75 bytes: 200 kB can cost 10 s.
+# Usual ones have about 10.
+_SCAN, _MAX_SCANS = b"\xff\xda", 100
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -98,6 +101,8 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, spec)
+            if image.format in ("JPEG", "MPO") and data.count(_SCAN) > _MAX_SCANS:
+                raise BadImage(f"it has more than {_MAX_SCANS} scans")
             if image.format == "PNG":
                 _check_chunks(data)
             turn = _turn(image)

@@ -1,6 +1,9 @@
 """The HTTP endpoint as an ASGI application, and the process that serves it."""
 
 import asyncio
+import contextlib
+import ctypes
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +24,7 @@ from serving.routes import routes
 from serving.service import Service
 from serving.settings import Settings
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
 KEEP_ALIVE_SECONDS = 75  # Longer than the 60 seconds of most load balancers, or they would use connections just closed.
 
 
@@ -61,13 +65,15 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
         ConfigError: the address cannot be bound to.
     """
     try:
-        listening = socket.create_server((settings.host, settings.port), backlog=2048)
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
             f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}). Choose another "
             "--port, 0 for any free one, or another --host."
         ) from None
     to_standard_error()
+    _return_large_memory()
     app = create_app(settings)
     service: Service = app.state.service
 
@@ -96,10 +102,19 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
 
     def say() -> None:
         host, port = listening.getsockname()[:2]
-        opened(f"http://{host}:{port}")
+        opened(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     server.on_start = say
     server.run(sockets=[listening])
+
+
+def _return_large_memory() -> None:
+    """Has the C library give memory of 8 MB and more back as soon as it is free.
+
+    By default it keeps it: after three pictures of 49 megapixels, 1.2 GB for ever. Pillow takes 16 MB at a time.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # Of other systems.
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 << 20)
 
 
 class _Server(uvicorn.Server):
@@ -118,6 +133,6 @@ class _Server(uvicorn.Server):
         await self._serve(sockets)
 
     def _stop(self) -> None:
-        # A second signal does not wait for what is in flight.
-        self.force_exit = self.should_exit
+        if self.should_exit:  # Who asks twice will not wait for what is in flight, nor for threads that compute it.
+            os._exit(0)
         self.should_exit = True

@@ -1,5 +1,6 @@
 """What happens around every request: its id, the token, errors in words, figures and the log."""
 
+import asyncio
 import hmac
 import re
 import uuid
@@ -16,9 +17,10 @@ from serving.batching import Timing
 from serving.errors import Refusal, Unauthorized
 from serving.logs import log
 from serving.metrics import Metrics
+from serving.protocol import REQUEST_ID
 
-_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _NO_TOKEN_NEEDED = re.compile(r"/|/docs|/openapi\.json|/healthz|/readyz|/page/.*")
+_LONGEST = 500  # characters of an error, which may repeat what was sent
 _CLIENT_GONE = 499  # As nginx and TensorFlow Serving count it; nobody gets to see it.
 
 
@@ -54,7 +56,7 @@ class Observed:
             return
         headers = Headers(scope=scope)
         wanted = headers.get("x-request-id", "")
-        record = scope["record"] = Record(wanted if _ID.fullmatch(wanted) else uuid.uuid4().hex, perf_counter())
+        record = scope["record"] = Record(wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex, perf_counter())
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -74,6 +76,9 @@ class Observed:
             await _refuse(refusal.status, str(refusal), refusal.retry_after, scope, receive, observed)
         except ClientDisconnect:
             record.status = _CLIENT_GONE
+        except asyncio.CancelledError:  # At the end of the time to finish.
+            if record.status == 0:
+                await _refuse(503, "The server is stopping.", 1, scope, receive, observed)
         except Exception:
             log.exception("a request failed", extra={"fields": {"request_id": record.id}})
             if record.status == 0:
@@ -110,7 +115,7 @@ class Observed:
 async def _refuse(
     status: int, message: str, retry_after: int | None, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    response = JSONResponse({"error": message}, status)
+    response = JSONResponse({"error": message if len(message) <= _LONGEST else message[:_LONGEST] + "…"}, status)
     if retry_after is not None:
         response.headers["Retry-After"] = str(retry_after)
     if status == Unauthorized.status:

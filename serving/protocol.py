@@ -2,6 +2,7 @@
 what a request costs that is refused anyway."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ WRITE_SECONDS = 30.0
 """In which a client must read some of its answer where the answer does not fit into the connection's buffers."""
 PIPELINED = 100
 """Requests that may wait on a connection for the answer to one before them."""
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 _BUSY = b'{"error": "The server is busy: its queue is full. Try again in a second."}'
 
@@ -38,6 +41,7 @@ class Protocol(HttpToolsProtocol):
     _in_body = False
     _refusing = False  # The request whose body is arriving; uvicorn does not know of it.
     _kept_alive = True
+    _lingering = False  # Answered for the last time, while a body is still arriving.
     _running: RequestResponseCycle | None = None  # uvicorn's own `cycle` is the newest, which may wait for this one.
 
     def full(self) -> bool:
@@ -76,7 +80,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._idle_bytes += len(data)
-        super().data_received(data)
+        super().data_received(data if self._in_body else _without_upgrade(data))
         if self._idle_bytes > HEADER_BYTES and not self.transport.is_closing():
             self._end(b"431 Request Header Fields Too Large", f"Headers may take {HEADER_BYTES:,} bytes.")
         # An empty line between requests begins none, but ends uvicorn's own wait for the next.
@@ -105,6 +109,8 @@ class Protocol(HttpToolsProtocol):
             self._refuse()
         else:
             super().on_headers_complete()
+            if not self.cycle.keep_alive:  # uvicorn would close with the answer, whatever is still arriving.
+                self.cycle.transport = _Lingering(self.transport, self._close_when_read)  # type: ignore[assignment]
         self._in_headers, self._in_body = False, True
 
     def on_body(self, body: bytes) -> None:
@@ -119,11 +125,12 @@ class Protocol(HttpToolsProtocol):
         self._idle_bytes = 0
         if self._refusing:
             self._refusing = False
-            if not self._kept_alive:
-                self.transport.close()
+            self._lingering = not self._kept_alive
         else:
             super().on_message_complete()
-        if self._answered():  # Before the end of the body: uvicorn does not look after the connection any more.
+        if self._lingering:
+            self.transport.close()
+        elif self._answered():  # Before the end of the body: uvicorn does not look after the connection any more.
             self._within(self.timeout_keep_alive, self.transport.close)
 
     def on_response_complete(self) -> None:
@@ -154,9 +161,19 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(
             b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
             b"x-request-id: %s\r\n%scontent-length: %d\r\n\r\n%s"
-            % (uuid.uuid4().hex.encode(), b"" if self._kept_alive else b"connection: close\r\n", len(_BUSY), _BUSY)
+            % (self._id(), b"" if self._kept_alive else b"connection: close\r\n", len(_BUSY), _BUSY)
         )
         self._within(DRAIN_SECONDS, self.transport.close)
+
+    def _close_when_read(self) -> None:
+        if self._in_body:
+            self._lingering = True
+        else:
+            self.transport.close()
+
+    def _id(self) -> bytes:
+        given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
+        return given if REQUEST_ID.fullmatch(given.decode("latin-1")) else uuid.uuid4().hex.encode()
 
     def _slow_headers(self) -> None:
         self._end(b"408 Request Timeout", "The request's headers did not arrive in time.")
@@ -194,3 +211,20 @@ class Protocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Lingering:
+    """A transport for one answer, after which uvicorn closes it."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write, self.is_closing, self.close = transport.write, transport.is_closing, close
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Hides the offer of another protocol, which may be ignored (RFC 9110, 7.8). Some clients make it with each first
+    request, and uvicorn's parser would take the body that follows for that protocol's."""
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    if b"\r\nupgrade:" not in head.lower():
+        return data
+    return re.sub(rb"(?i)\r\nupgrade:", b"\r\nx-upgrade:", head) + data[len(head) :]

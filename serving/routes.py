@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPMethod
 from pathlib import Path
@@ -146,6 +147,8 @@ async def _status(service: Service, request: Request, parts: dict[str, str]) -> 
     _record(request).route = "status"
     name = parts["model"]
     found = service.versions.status(name)
+    if not found:
+        raise NotFound(f"Could not find any versions of model {name}")
     version = _version(parts)
     if version is not None:
         found = [status for status in found if status.version == version]
@@ -178,19 +181,24 @@ async def _models(request: Request) -> Response:
     _record(request).route = "models"
     models = []
     for name in service.versions.names():
-        try:
-            with service.versions.borrow(name) as served:
-                classes = served.export.manifest.classes
-        except Refusal:
-            classes = []
-        versions = [
-            {"version": str(each.version), "state": each.state.value, "labels": each.labels, "error": each.error}
-            for each in service.versions.status(name)
-        ]
-        models.append({"name": name, "classes": classes, "versions": versions})
+        with suppress(NotFound):  # It has just gone, or has no version yet.
+            models.append(_described(service, name))
     settings = service.settings
     limits = {name: getattr(settings, name) for name in ("max_body_bytes", "max_pictures", "max_megapixels")}
     return JSONResponse({"models": models, "engine": service.engine.name, "limits": limits})
+
+
+def _described(service: Service, name: str) -> dict[str, Any]:
+    versions = [
+        {"version": str(each.version), "state": each.state.value, "labels": each.labels, "error": each.error}
+        for each in service.versions.status(name)
+    ]
+    try:
+        with service.versions.borrow(name) as served:
+            classes = served.export.manifest.classes
+    except Unavailable:
+        classes = []
+    return {"name": name, "classes": classes, "versions": versions}
 
 
 async def _healthz(request: Request) -> Response:

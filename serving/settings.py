@@ -25,7 +25,7 @@ class Settings(BaseModel):
     `export` or `models_config` names the models; `upstream` goes with the engine "tfserving".
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     export: Path = Field(Path("export"), description="folder whose subfolders are models: NAME/VERSION/")
     models_config: Path | None = Field(None, description="TensorFlow Serving's models.config, in place of `export`")

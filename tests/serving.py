@@ -177,7 +177,7 @@ def serving(*arguments, **options):
         running.process.kill()
         raise
     assert code == 0, running.lines
-    assert [line for line in running.log() if "traceback" in line or line["level"] == "error"] == []
+    assert [line for line in running.log() if "traceback" in line or line["level"] == "error"] == [], running.lines
 
 
 class Answer:

@@ -44,12 +44,6 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
-class EngineName(StrEnum):
-    OPENVINO = "openvino"
-    TENSORFLOW = "tensorflow"
-    TFSERVING = "tfserving"
-
-
 def _serve_option(name: str, text: str, **settings: Any) -> Any:
     """An option of `graft serve`, which containers set by environment variables."""
     variable = f"GRAFT_SERVE_{name.replace('-', '_').upper()}"
@@ -248,16 +242,16 @@ def cache(
 @app.command()
 def serve(
     export: Annotated[
-        Path,
-        typer.Argument(metavar="EXPORT", help="A folder of models: EXPORT/NAME/VERSION/."),
-    ] = Path("export"),
+        Path | None,
+        typer.Argument(metavar="EXPORT", help="A folder of models: EXPORT/NAME/VERSION/. If not given, export."),
+    ] = None,
     models_config: Annotated[
         Path | None,
         _serve_option("models-config", "TensorFlow Serving's models.config, in place of EXPORT.", metavar="FILE"),
     ] = None,
     engine: Annotated[
-        EngineName | None,
-        _serve_option("engine", "What computes: openvino, or tfserving with --upstream, if not said."),
+        str | None,
+        _serve_option("engine", "openvino, tensorflow or tfserving; the last with --upstream, else the first."),
     ] = None,
     upstream: Annotated[
         str | None, _serve_option("upstream", "TensorFlow Serving's gRPC address.", metavar="HOST:PORT")
@@ -294,11 +288,13 @@ def serve(
         from serving.settings import Settings, token
         from serving.versions import check_folder
 
-        chosen = engine or (EngineName.TFSERVING if upstream else EngineName.OPENVINO)
-        optional = {} if decode_threads is None else {"decode_threads": decode_threads}
+        chosen = engine or ("tfserving" if upstream else "openvino")
+        optional: dict[str, Any] = {"export": export, "decode_threads": decode_threads}
+        optional = {name: value for name, value in optional.items() if value is not None}
         try:
             settings = Settings(
-                export=export, models_config=models_config, engine=chosen.value, upstream=upstream, host=host,
+                models_config=models_config, engine=chosen,  # type: ignore[arg-type]  # pydantic checks it.
+                upstream=upstream, host=host,
                 port=port, token=token(token_file, os.environ), no_auth=no_auth,
                 max_body_bytes=_bytes(max_body, "--max-body"), max_pictures=max_images, max_megapixels=max_megapixels,
                 request_seconds=timeout, max_queue=max_queue, max_connections=max_connections, max_batch=max_batch,
@@ -307,10 +303,12 @@ def serve(
         except ValidationError as error:
             raise ConfigError("; ".join(_option_error(e) for e in error.errors())) from None
         if models_config is None:
-            check_folder(export)
+            check_folder(settings.export)
         else:
+            if export is not None:
+                raise ConfigError(f"Give either a folder, here {export}, or --models-config, which names the folders.")
             models_config_file.read(models_config)  # Later mistakes leave what is served; the first are told.
-        what = _shown((models_config or export).absolute())
+        what = _shown((models_config or settings.export).absolute())
         serve_http(settings, lambda url: print(f"{what} is served at {url} (stop with Ctrl-C)", flush=True))
 
 

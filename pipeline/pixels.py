@@ -8,6 +8,7 @@ import math
 import struct
 import warnings
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # of usual file names; a pictur
 # Each scan of a JPEG takes a pass over the whole picture, and may have no more than 75 bytes: 200 kB can cost 10 s.
 # Usual ones have about 10.
 _SCAN, _MAX_SCANS = b"\xff\xda", 100
+LARGE_MEGAPIXELS = 16
+_TOGETHER = nullcontext()
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -78,7 +81,7 @@ class PixelSpec:
     max_megapixels: float = 50.0
 
 
-def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
+def decode(data: bytes, spec: PixelSpec, large: AbstractContextManager[object] = _TOGETHER) -> np.ndarray:
     """Decodes one picture: upright by its EXIF orientation, RGB, aspect-preserving resize, centre crop.
 
     Transparency is dropped, not blended; 16-bit greyscale is scaled to 8 bits. Resizing is bilinear with
@@ -87,6 +90,8 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
     Args:
         data: the encoded picture, JPEG, PNG or WebP, told apart by content.
         spec: the size of the result and how it is cropped.
+        large: entered while a picture of more than LARGE_MEGAPIXELS is decoded, e.g. a lock: 50 megapixels take 0.3 GB
+            as JPEG, 0.6 GB as PNG and 1 GB as WebP, however few bytes they come in.
 
     Returns:
         uint8 [H, W, 3] in 0..255, RGB.
@@ -105,12 +110,14 @@ def decode(data: bytes, spec: PixelSpec) -> np.ndarray:
                 raise BadImage(f"it has more than {_MAX_SCANS} scans")
             if image.format == "PNG":
                 _check_chunks(data)
+            is_large = image.width * image.height > LARGE_MEGAPIXELS * 1e6
             turn = _turn(image)
             # Cropped and resized as stored, then turned: a small picture is cheaper to turn than a large one.
             stored = spec if turn not in _SIDES_SWAPPED else replace(spec, height=spec.width, width=spec.height)
             # A JPEG decodes straight to a half, a quarter or an eighth of its size, as long as that covers the crop.
             image.draft("RGB", (round(stored.width / spec.crop), round(stored.height / spec.crop)))
-            resized = _resize(image, stored)
+            with large if is_large else _TOGETHER:
+                resized = _resize(image, stored)
             return np.asarray(resized if turn is None else resized.transpose(turn))
     except UnidentifiedImageError:
         if data.startswith(_MAGIC) and (data[:4] != b"RIFF" or data[8:12] == b"WEBP"):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -17,13 +18,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pipeline.errors import ConfigError
-from serving.logs import to_standard_error
+from serving.logs import log, to_standard_error
 from serving.observed import Observed
 from serving.protocol import Protocol
 from serving.routes import routes
 from serving.service import Service
 from serving.settings import Settings
 
+_OTHER_FILES = 200  # than connections, that the process has open
 _M_MMAP_THRESHOLD = -3  # malloc.h
 KEEP_ALIVE_SECONDS = 75  # Longer than the 60 seconds of most load balancers, or they would use connections just closed.
 
@@ -74,6 +76,7 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
         ) from None
     to_standard_error()
     _return_large_memory()
+    settings = _with_files_for(settings)
     app = create_app(settings)
     service: Service = app.state.service
 
@@ -106,6 +109,21 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
 
     server.on_start = say
     server.run(sockets=[listening])
+
+
+def _with_files_for(settings: Settings) -> Settings:
+    """Lets the process open a file for each connection, or lowers their number to what it may open."""
+    needed = settings.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return settings
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == needed:
+        return settings
+    fewer = max(1, allowed - _OTHER_FILES)
+    log.warning("the limit on open files allows fewer connections", extra={"fields": {"max_connections": fewer}})
+    return settings.model_copy(update={"max_connections": fewer})
 
 
 def _return_large_memory() -> None:

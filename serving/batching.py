@@ -27,6 +27,9 @@ from serving.errors import BadRequest, Overloaded, Refusal, TooLarge, TooLate, U
 from serving.logs import log
 from serving.metrics import Metrics
 
+CLOSE_SECONDS = 5.0
+"""That a thread may take to end with the server. One that computes for longer ends with the process."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -244,6 +247,7 @@ class Queue:
     def __init__(self, threads: int, limit: int, metrics: Metrics) -> None:
         self._seconds = metrics.decode
         self._waiting = Waiting(limit)
+        self._one_large = threading.Lock()
         metrics.waiting.set_function(lambda: self._waiting.count)
         self._work: queue.SimpleQueue[tuple[bytes, PixelSpec, Picture, Batches] | None] = queue.SimpleQueue()
         self._threads = [
@@ -274,10 +278,11 @@ class Queue:
         return job
 
     def close(self) -> None:
+        """Nobody waits for a picture any more. Returns when the threads have ended, or cannot within a while."""
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(CLOSE_SECONDS)
 
     def _admit(self, count: int, batches: Batches, deadline: float) -> Job:
         self._waiting.enter(count)
@@ -293,7 +298,7 @@ class Queue:
         result: Exception = _not_done()
         if picture.wanted(started):
             try:
-                picture.pixels = decode(data, spec)
+                picture.pixels = decode(data, spec, self._one_large)
             except BadImage as error:
                 result = refusal(error)
             except Exception as error:

@@ -92,7 +92,13 @@ def read(path: Path, name: str | None = None) -> Export:
 
 
 def array(tensor: serving_pb2.TensorProto) -> np.ndarray:
-    """A float32 or uint8 tensor as an array, with values in `tensor_content`, or float32 in `float_val`."""
+    """A float32 or uint8 tensor as an array, with values in `tensor_content`, or float32 in `float_val`.
+
+    Raises:
+        ExportError: it is of another type.
+    """
+    if tensor.dtype not in _DTYPES:
+        raise ExportError(f"A tensor is of type {tensor.dtype}, float32 and uint8 are known.")
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.tensor_content:
         return np.frombuffer(tensor.tensor_content, _DTYPES[tensor.dtype]).reshape(shape)

@@ -42,9 +42,11 @@ class Metrics:
             "graft_batch_pictures", "Pictures computed at once.", ["model"], buckets=_PICTURES, registry=registry
         )
         self.refusals = Counter(
-            "graft_refusals", "Requests and pictures refused, by reason.", ["reason"], registry=registry
+            "graft_refusals", "Requests refused, and pictures in a form, by reason.", ["reason"], registry=registry
         )
-        self.waiting = Gauge("graft_waiting_pictures", "Pictures that wait to be decoded.", registry=registry)
+        self.waiting = Gauge(
+            "graft_waiting_pictures", "Pictures that are admitted, and not yet being computed.", registry=registry
+        )
         self.version = Gauge(
             "graft_model_version", "1 for the state that each version is in.", ["model", "version", "state"],
             registry=registry,

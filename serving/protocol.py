@@ -91,7 +91,8 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_headers = True
         self._idle_bytes = 0
-        self._within(HEADER_SECONDS, self._slow_headers)
+        if self._answered():  # Else it waits for another, and may not even be read.
+            self._within(HEADER_SECONDS, self._slow_headers)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_headers:  # What follows a body in chunks is nobody's concern.
@@ -142,6 +143,8 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
         if answered is self.cycle and self._in_body:
             self._within(DRAIN_SECONDS, self.transport.close)
+        elif self._in_headers:
+            self._within(HEADER_SECONDS, self._slow_headers)
 
     def send_400_response(self, msg: str) -> None:
         self._end(b"400 Bad Request", "This is not an HTTP/1.1 request.")

@@ -9,8 +9,8 @@ Shape letters: N pictures, C classes.
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPMethod
 from pathlib import Path
@@ -81,7 +81,8 @@ async def _classify_image(service: Service, request: Request, parts: dict[str, s
         if not files:
             raise BadRequest("There is no picture in the form. Send each as a file: curl -F file=@ant.jpg")
         data = [content for _, content in files]
-        results = (await service.classify(served, data, _deadline(service, request), request.receive)).any()
+        results = await service.classify(served, data, _deadline(service, request), request.receive)
+        results.raise_if_none()
         predictions: list[dict[str, Any]] = []
         for (name, _), result in zip(files, results.of, strict=True):
             predictions.append({"file": name} if body.is_form else {})
@@ -89,6 +90,7 @@ async def _classify_image(service: Service, request: Request, parts: dict[str, s
                 case np.ndarray():
                     predictions[-1]["classes"] = _best(result, served.export.manifest.classes, top_k)
                 case Refusal():
+                    service.metrics.refusals.labels(type(result).__name__).inc()
                     predictions[-1]["error"] = {"status": result.status, "message": str(result)}
                 case _:
                     predictions[-1]["error"] = {"status": 500, "message": "This picture could not be computed."}
@@ -99,13 +101,14 @@ async def _classify_image(service: Service, request: Request, parts: dict[str, s
 async def _predict(service: Service, request: Request, parts: dict[str, str]) -> Response:
     """TensorFlow Serving's predict: either signature, row or columnar format."""
     with _body(service, request) as body:
-        document = await _in_thread(wire.document, await body.read())
+        data = await body.read()
+        document = await _in_thread(service, len(data), wire.document, data)
         name = wire.signature_name(document)
         with _borrowed(service, request, parts) as served:
             signature = served.export.signatures.get(name)
             if signature is None:
                 raise BadRequest(f'Serving signature name: "{name}" not found in signature def')
-            inputs = await _in_thread(wire.inputs, document, signature, size=body.size)
+            inputs = await _in_thread(service, len(data), wire.inputs, document, signature)
             (values,) = inputs.values.values()
             deadline = _deadline(service, request)
             if isinstance(values, np.ndarray):
@@ -113,7 +116,7 @@ async def _predict(service: Service, request: Request, parts: dict[str, str]) ->
             else:
                 results = await service.classify(served, values, deadline, request.receive)
             classes = served.export.manifest.classes
-            probabilities = results.all() if results.of else np.zeros((0, len(classes)), np.float32)
+            probabilities = results.stacked() if results.of else np.zeros((0, len(classes)), np.float32)
             outputs: dict[str, np.ndarray | list[bytes]] = {
                 "label": [classes[row.argmax()].encode() for row in probabilities],
                 "probabilities": probabilities,
@@ -125,7 +128,8 @@ async def _predict(service: Service, request: Request, parts: dict[str, str]) ->
 async def _classify(service: Service, request: Request, parts: dict[str, str]) -> Response:
     """TensorFlow Serving's classify and regress, which take tf.Example: no exported model has such a signature."""
     with _body(service, request) as body:
-        name = wire.signature_name(await _in_thread(wire.document, await body.read()))
+        data = await body.read()
+        name = wire.signature_name(await _in_thread(service, len(data), wire.document, data))
     with _borrowed(service, request, parts) as served:
         signature = served.export.signatures.get(name)
         if signature is None:
@@ -257,27 +261,14 @@ def _deadline(service: Service, request: Request) -> float:
     return _record(request).started + service.settings.request_seconds
 
 
-class _borrowed:  # noqa: N801
+@contextmanager
+def _borrowed(service: Service, request: Request, parts: dict[str, str]) -> Iterator[Served]:
     """The version that a path asks for, noted for the log and the answer's headers."""
-
-    def __init__(self, service: Service, request: Request, parts: dict[str, str]) -> None:
-        self._lent = service.versions.borrow(parts["model"], _version(parts), parts.get("label"))
-        self._record = _record(request)
-        self._record.route = parts.get("verb", "metadata")
-
-    def __enter__(self) -> Served:
-        served = self._lent.__enter__()
-        self._record.model, self._record.version = served.name, served.version
-        return served
-
-    def __exit__(self, *error: Any) -> None:
-        self._lent.__exit__(*error)
-
-
-async def _in_thread(work: Callable[..., Any], *arguments: Any, size: int | None = None) -> Any:
-    if (len(arguments[0]) if size is None else size) < _PARSE_IN_THREAD:
-        return work(*arguments)
-    return await asyncio.to_thread(work, *arguments)
+    record = _record(request)
+    record.route = parts.get("verb", "metadata")
+    with service.versions.borrow(parts["model"], _version(parts), parts.get("label")) as served:
+        record.model, record.version = served.name, served.version
+        yield served
 
 
 def _version(parts: dict[str, str]) -> int | None:
@@ -287,6 +278,14 @@ def _version(parts: dict[str, str]) -> int | None:
     if len(text) > 19 or int(text) >= 2**63:
         raise BadRequest(f"Failed to convert version: {text[:50]} to numeric.")
     return int(text)
+
+
+async def _in_thread(service: Service, size: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """For what is large in a thread, one at a time: JSON takes tens of times its size in memory while it is parsed."""
+    if size < _PARSE_IN_THREAD:
+        return work(*arguments)
+    async with service.parsing:
+        return await asyncio.to_thread(work, *arguments)
 
 
 def _top_k(text: str | None) -> int:

@@ -31,18 +31,17 @@ class Results:
     of: list[np.ndarray | Exception]
     timing: Timing
 
-    def all(self) -> np.ndarray:
+    def stacked(self) -> np.ndarray:
         """Probabilities, float32 [N, C]. Raises the first error if there is one."""
         for result in self.of:
             if isinstance(result, Exception):
                 raise result
         return np.stack([result for result in self.of if isinstance(result, np.ndarray)])
 
-    def any(self) -> "Results":
-        """These results. Raises the first error if there are only errors."""
+    def raise_if_none(self) -> None:
+        """Raises the first error if there are only errors."""
         if all(isinstance(result, Exception) for result in self.of):
-            self.all()
-        return self
+            self.stacked()
 
 
 class Service:
@@ -52,6 +51,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.held = Held()
+        self.parsing = asyncio.Lock()
         self._refused, self._refusals_told = 0, 0.0
         self.engine = ENGINES[settings.engine](settings)
         self.versions = Versions(settings, self.engine, self.metrics)

@@ -15,7 +15,7 @@ from time import monotonic
 from pipeline.errors import ConfigError, ExportError
 from pipeline.pixels import PixelSpec
 from serving import export
-from serving.batching import Batches
+from serving.batching import CLOSE_SECONDS, Batches
 from serving.engines import Engine, LoadError, Model, NotYet, difference
 from serving.errors import BadRequest, NotFound, Refusal, Unavailable
 from serving.export import Export
@@ -117,13 +117,13 @@ class Versions:
         """Closes every version, each when its last request is answered."""
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)  # It may be loading.
         with self._lock:
             served = [version for kept in self._models.values() for version in kept.served.values()]
         for version in served:
             self._retire(version)
         for thread in self._closing:
-            thread.join()
+            thread.join(CLOSE_SECONDS)
 
     @property
     def ready(self) -> bool:
@@ -212,10 +212,17 @@ class Versions:
     def _update(self, model: Wanted) -> None:
         with self._lock:
             kept = self._models.setdefault(model.name, _Kept())
-        wanted = versions(model.policy, _numbers(model.base_path))
+        for served in [served for served in kept.served.values() if served.model.lost]:
+            self._retire(served)
+        available = _numbers(model.base_path)
+        wanted = versions(model.policy, available)
         for number in sorted(wanted - kept.served.keys(), reverse=True):
-            if not self._stop.is_set():
-                self._try(model, kept, number)
+            self._try(model, kept, number)
+        # A start must not leave a model unserved because its newest version is broken.
+        if isinstance(model.policy, Latest) and {kept.states.get(n, (None,))[0] for n in wanted} == {State.END}:
+            for number in sorted(available - wanted, reverse=True):
+                if not kept.served:
+                    self._try(model, kept, number)
         with self._lock:
             for number in kept.states.keys() - wanted - kept.served.keys():
                 if kept.states[number][0] is not State.UNLOADING:  # That ends when it is closed.
@@ -234,6 +241,8 @@ class Versions:
 
     def _try(self, model: Wanted, kept: _Kept, number: int) -> None:
         """Loads a version, if that is worth an attempt."""
+        if self._stop.is_set():
+            return
         path = model.base_path / str(number)
         files = _files(path)
         failed = self._failures.get((model.name, number))

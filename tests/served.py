@@ -110,6 +110,8 @@ class MeansModel:
         closed: set when it is closed, `closings` times.
     """
 
+    lost = False
+
     def __init__(self, version=1, alter=None):
         self.version, self.alter = version, alter
         self.gate = threading.Event()

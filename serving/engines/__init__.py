@@ -25,6 +25,9 @@ class NotYet(LoadError):  # noqa: N818
 class Model(Protocol):
     """One version of one model, ready to compute."""
 
+    lost: bool
+    """Whether what computes has dropped this version, so that it must be loaded again."""
+
     def probabilities(self, pixels: np.ndarray, seconds: float) -> np.ndarray:
         """Computes a batch. Blocks; called from several threads, at most the engine's `at_once`.
 

@@ -3,6 +3,7 @@
 Shape letters: N pictures, H height, W width, C classes.
 """
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -34,12 +35,18 @@ class OpenVino:
 
     def load(self, export: Export) -> "OpenVinoModel":
         kept = export.path / f"openvino-{_VERSION}" / "model.xml"
-        known = kept.is_file()
         try:
-            network = self._core.read_model(kept) if known else self._converted(export)
+            if kept.is_file():
+                with contextlib.suppress(RuntimeError, LoadError):
+                    model = self._compiled(self._core.read_model(kept))
+                    if difference(model, export, _WARMUP_BATCH) <= self.tolerance:
+                        return model
+                # Damaged, or made of other weights.
+                shutil.rmtree(kept.parent, ignore_errors=True)
+            network = self._converted(export)
             model = self._compiled(network)
             # Not what was converted while the export was still being copied: that would stay wrong.
-            if not known and difference(model, export, _WARMUP_BATCH) <= self.tolerance:
+            if difference(model, export, _WARMUP_BATCH) <= self.tolerance:
                 _keep(network, kept)
             return model
         except (RuntimeError, OSError) as error:  # RuntimeError is what OpenVINO raises for everything.
@@ -74,6 +81,8 @@ class OpenVino:
 
 class OpenVinoModel:
     """One version, compiled."""
+
+    lost = False
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self._compiled = compiled

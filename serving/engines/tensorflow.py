@@ -39,6 +39,8 @@ class TensorFlow:
 class TensorFlowModel:
     """One version, loaded."""
 
+    lost = False
+
     def __init__(self, loaded: Any) -> None:
         self._loaded = loaded  # Kept: a signature does not keep its model's variables alive.
         self._pixels = loaded.signatures["pixels"]

@@ -120,6 +120,7 @@ class TensorFlowServing:
     def _no_status(self, what: str, error: grpc.RpcError) -> LoadError:
         code, details = error.code(), _line(error.details())
         if code is grpc.StatusCode.NOT_FOUND:
+            self.lost = True
             return NotYet(
                 f"{self._upstream} has no {what}, which is served here as soon as it is AVAILABLE there. If that does "
                 "not come, see which folder and which versions its models.config names."
@@ -134,6 +135,8 @@ class TensorFlowServing:
 
 class TensorFlowServingModel:
     """One version that upstream has loaded."""
+
+    lost = False
 
     def __init__(
         self,
@@ -187,6 +190,7 @@ class TensorFlowServingModel:
             return TooLate("TensorFlow Serving did not answer in time.")
         what = f"version {self._spec.version.value} of {self._spec.name}"
         if code is grpc.StatusCode.NOT_FOUND:
+            self.lost = True
             return Unavailable(f"TensorFlow Serving no longer has {what}. Try again in a moment.")
         return RuntimeError(f"TensorFlow Serving does not compute {what}: {code.name}: {details}")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -173,9 +174,10 @@ def init(
 @app.command()
 def schema() -> None:
     """Print the config's JSON Schema, for editors."""
-    from pipeline.config_file import schema as json_schema
+    with _errors_in_words():
+        from pipeline.config_file import schema as json_schema
 
-    print(json_schema())
+        print(json_schema())
 
 
 @app.command()
@@ -331,6 +333,8 @@ def ui(
 ) -> None:
     """Open MLflow on the run store."""
     with _errors_in_words():
+        if find_spec("mlflow") is None:
+            raise ModuleNotFoundError(name="mlflow")
         from pipeline.tracking import default_uri
 
         if not (output_dir / "mlflow.db").is_file():
@@ -364,8 +368,8 @@ def _errors_in_words() -> Iterator[None]:
         if (error.name or "").partition(".")[0] in ("pipeline", "serving"):
             raise
         _print_error(
-            f"{error.name} is not installed: this environment has what graft serve needs, and no more. For everything "
-            "else install graft-pipeline[train]."
+            f"Training is not installed here, only what graft serve needs ({error.name} is missing). In Graft's "
+            "checkout: pip install -c constraints.txt '.[train]'"
         )
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -71,7 +71,7 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
         listening = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}). Choose another "
+            f"{settings.host}:{settings.port} cannot be listened on ({os.strerror(error.errno or 0)}). Choose another "
             "--port, 0 for any free one, or another --host."
         ) from None
     to_standard_error()

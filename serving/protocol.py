@@ -82,7 +82,7 @@ class Protocol(HttpToolsProtocol):
         self._idle_bytes += len(data)
         super().data_received(data if self._in_body else _without_upgrade(data))
         if self._idle_bytes > HEADER_BYTES and not self.transport.is_closing():
-            self._end(b"431 Request Header Fields Too Large", f"Headers may take {HEADER_BYTES:,} bytes.")
+            self._too_long()
         # An empty line between requests begins none, but ends uvicorn's own wait for the next.
         if not (self._in_headers or self._in_body or self._timer or self.timeout_keep_alive_task) and self._answered():
             self._within(HEADER_SECONDS, self.transport.close)
@@ -103,6 +103,8 @@ class Protocol(HttpToolsProtocol):
         self._idle_bytes = 0
         if len(self.pipeline) >= PIPELINED:
             self._close()
+        if sum(len(name) + len(value) for name, value in self.headers) > HEADER_BYTES:
+            self._too_long()
         if self.transport.is_closing():
             return
         computes = self.parser.get_method() == b"POST" and self.url[:4].lower() == b"/v1/"
@@ -116,7 +118,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._idle_bytes = 0
-        if not self._refusing:
+        if not (self._refusing or self.transport.is_closing()):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -177,6 +179,9 @@ class Protocol(HttpToolsProtocol):
     def _id(self) -> bytes:
         given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
         return given if REQUEST_ID.fullmatch(given.decode("latin-1")) else uuid.uuid4().hex.encode()
+
+    def _too_long(self) -> None:
+        self._end(b"431 Request Header Fields Too Large", f"Headers may take {HEADER_BYTES:,} bytes.")
 
     def _slow_headers(self) -> None:
         self._end(b"408 Request Timeout", "The request's headers did not arrive in time.")

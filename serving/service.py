@@ -52,7 +52,7 @@ class Service:
         self.metrics = Metrics()
         self.held = Held()
         self.parsing = asyncio.Lock()
-        self._refused, self._refusals_told = 0, 0.0
+        self._refused = 0
         self.engine = ENGINES[settings.engine](settings)
         self.versions = Versions(settings, self.engine, self.metrics)
         self.queue = Queue(settings.decode_threads, settings.max_queue, self.metrics)
@@ -66,11 +66,13 @@ class Service:
         tells of them."""
         self.metrics.requests.labels("refused", 429).inc()
         self.metrics.refusals.labels(Overloaded.__name__).inc()
+        if self._refused == 0:
+            asyncio.get_running_loop().call_later(1, self._tell_refused)
         self._refused += 1
-        now = perf_counter()
-        if now - self._refusals_told >= 1:
-            log.warning("the queue is full", extra={"fields": {"status": 429, "requests": self._refused}})
-            self._refused, self._refusals_told = 0, now
+
+    def _tell_refused(self) -> None:
+        log.warning("the queue was full", extra={"fields": {"status": 429, "requests": self._refused}})
+        self._refused = 0
 
     def close(self) -> None:
         """Blocks until every thread has ended. No request is in flight any more."""

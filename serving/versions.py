@@ -21,7 +21,7 @@ from serving.errors import BadRequest, NotFound, Refusal, Unavailable
 from serving.export import Export
 from serving.logs import log
 from serving.metrics import Metrics
-from serving.models_config import Latest, Wanted, read, versions
+from serving.models_config import Latest, Specific, Wanted, read, versions
 from serving.settings import Settings
 
 RETRY_SECONDS = 60.0
@@ -78,6 +78,7 @@ class _Kept:
     served: dict[int, Served] = field(default_factory=dict)
     states: dict[int, tuple[State, str]] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,12 @@ class Versions:
         try:
             wanted = self._wanted()
         except (ConfigError, OSError) as error:
-            self._complain(str(error))  # What is served stays.
+            self._complain("the models cannot be read; those that are served stay", str(error))
             return
-        self._complain("")
+        if wanted:
+            self._complaint = ""
+        else:
+            self._complain("there is no model yet", f"{self._settings.export} holds no NAME/VERSION/")
         for model in wanted:
             self._update(model)
         gone = set(self.names()) - {model.name for model in wanted}
@@ -204,10 +208,10 @@ class Versions:
             if folder.is_dir() and not folder.name.startswith(".") and (_numbers(folder) or folder.name in self._models)
         ]
 
-    def _complain(self, text: str) -> None:
-        if text and text != self._complaint:
-            log.error("the models cannot be read; those that are served stay", extra={"fields": {"error": text}})
-        self._complaint = text
+    def _complain(self, message: str, reason: str) -> None:
+        if reason != self._complaint:
+            log.warning(message, extra={"fields": {"error": reason}})
+        self._complaint = reason
 
     def _update(self, model: Wanted) -> None:
         with self._lock:
@@ -216,6 +220,7 @@ class Versions:
             self._retire(served)
         available = _numbers(model.base_path)
         wanted = versions(model.policy, available)
+        self._note(model, kept, wanted, available)
         for number in sorted(wanted - kept.served.keys(), reverse=True):
             self._try(model, kept, number)
         # A start must not leave a model unserved because its newest version is broken.
@@ -238,6 +243,21 @@ class Versions:
             }
         for served in leaving:
             self._retire(served)
+
+    def _note(self, model: Wanted, kept: _Kept, wanted: set[int], available: set[int]) -> None:
+        """Says once what models.config names and is not there; for who asks, why nothing is loaded."""
+        missing = []
+        if not available:
+            missing.append(f"{model.base_path} holds no version, a folder whose name is a number")
+        if isinstance(model.policy, Specific) and (absent := model.policy.versions - available):
+            missing.append(f"there is no version {', '.join(map(str, sorted(absent)))} in {model.base_path}")
+        for label, number in model.labels.items():
+            if number not in wanted:
+                missing.append(f"the label {label} is for version {number}, which is not served")
+        if (text := "; ".join(missing)) != kept.missing:
+            kept.missing = text
+            if text:
+                log.warning("model incomplete", extra={"fields": {"model": model.name, "reason": text}})
 
     def _try(self, model: Wanted, kept: _Kept, number: int) -> None:
         """Loads a version, if that is worth an attempt."""
@@ -312,7 +332,8 @@ class Versions:
         if kept is None:
             raise NotFound(f"Servable not found for request: Latest({name})")
         if not kept.served:
-            raise Unavailable(f"No version of the model {name} is loaded. GET /v1/models/{name} says why.")
+            why = kept.missing or f"GET /v1/models/{name} says why"
+            raise Unavailable(f"No version of the model {name} is loaded: {why}.")
         return kept.served[max(kept.served) if version is None else version]
 
     def _retire(self, served: Served) -> None:
@@ -406,6 +427,6 @@ def _check(model: Model, found: Export, engine: Engine, max_batch: int) -> None:
     if not distance <= engine.tolerance:  # NaN is not.
         raise LoadError(
             f"{engine.name} does not agree with the SavedModel on the warm-up pictures of {found.path}: a probability "
-            f"differs by {distance:.2g}, allowed is {engine.tolerance:g}. Serve it with --engine tensorflow, or export "
-            "it again."
+            f"differs by {distance:.2g}, allowed is {engine.tolerance:g}. Export it again if its files may be damaged, "
+            "or serve it with --engine tensorflow."
         )

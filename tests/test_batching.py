@@ -260,7 +260,7 @@ def test_bad_pictures_alone_are_never_computed():
 
 
 def test_whatever_decoding_raises_ends_the_picture(monkeypatch):
-    def broken(data, spec):
+    def broken(data, spec, large):
         raise ZeroDivisionError("by zero")
 
     async def test(running):
@@ -326,7 +326,7 @@ def test_what_is_raised_for_a_late_picture_does_not_hold_what_was_raised_for_oth
             job = running.submit(1, seconds=-1)
             await ended(job)
             with pytest.raises(TooLate) as error:
-                Results(job.results, job.timing).all()
+                Results(job.results, job.timing).stacked()
             lengths.add(len(list(traceback.walk_tb(error.value.__traceback__))))
         assert len(lengths) == 1
 
@@ -357,7 +357,7 @@ def test_a_picture_of_a_version_closed_meanwhile_gives_its_place_back(monkeypatc
     """Its client has gone away while it was decoded, so nothing keeps its version open."""
     decoding, go_on = threading.Event(), threading.Event()
 
-    def slow(data, spec):
+    def slow(data, spec, large):
         decoding.set()
         assert go_on.wait(SECONDS)
         return constant(1)

@@ -302,11 +302,12 @@ def test_a_conversion_that_cannot_be_written_whole_leaves_nothing(openvino, vers
 
 
 @pytest.mark.parametrize("file", ["model.xml", "model.bin"])
-def test_a_damaged_conversion_is_refused_in_words(openvino, version, saved, file):
+def test_a_damaged_conversion_is_made_again(openvino, version, saved, file):
     computes(openvino, version, saved)
-    os.truncate(version / KEPT / file, (version / KEPT / file).stat().st_size // 2)
-    with pytest.raises(LoadError, match=r"OpenVINO .* cannot run .*Serve it with --engine tensorflow"):
-        computes(openvino, version, saved)
+    size = (version / KEPT / file).stat().st_size
+    os.truncate(version / KEPT / file, size // 2)
+    computes(openvino, version, saved)
+    assert (version / KEPT / file).stat().st_size == size
 
 
 def test_several_servers_convert_at_once(version, saved):
@@ -322,13 +323,11 @@ def look(version):
     return status
 
 
-def test_variables_changed_under_a_conversion_are_caught(folder, version):
+def test_variables_changed_under_a_conversion_are_not_passed_over(folder, version):
     assert look(version).state is State.AVAILABLE
     for name in ("variables", "assets.extra"):  # Those of another model.
         shutil.copytree(folder / "m" / "2" / name, version / name, dirs_exist_ok=True)
-    status = look(version)
-    assert status.state is State.END
-    assert "does not agree with the SavedModel" in status.error
+    assert look(version).state is State.END  # They do not fit the graph, and the conversion does not hide it.
 
 
 def test_a_version_converted_while_it_was_copied_is_served_in_the_end(folder, version):

@@ -208,7 +208,7 @@ def test_several_models_one_broken(make):
     assert server.versions.names() == ["a", "b", "c"]
     assert (server.serves("a"), server.serves("c")) == (1, 1)
     assert server.states("b") == {1: "END"}
-    with pytest.raises(Unavailable, match=r"No version of the model b is loaded\. GET /v1/models/b says why"):
+    with pytest.raises(Unavailable, match=r"No version of the model b is loaded: GET /v1/models/b says why"):
         server.serves("b")
     with pytest.raises(NotFound, match="Could not find any versions of model d"):
         server.versions.status("d")

@@ -70,6 +70,7 @@ struct connection {
     bool slow;
     bool busy;     /* a request is under way */
     bool counted;  /* ... and was due within the time that counts */
+    bool finishing; /* answered before all of it was sent: the rest follows, and then the next request */
     bool unwritable; /* the server takes no more, but may have answered */
     int64_t due;   /* of the request; of the next byte, if slow */
     int64_t free_from; /* of the pause after an error */
@@ -287,6 +288,7 @@ static void release(struct connection *c) {
 
 static void fail(struct connection *c, enum error kind, int64_t at) {
     close_connection(c);
+    c->finishing = false;
     if (c->slow) {
         slow_closed++;
         c->due = at + SECOND;
@@ -299,7 +301,7 @@ static void fail(struct connection *c, enum error kind, int64_t at) {
 }
 
 static void answered(struct connection *c, int64_t at, bool whole_request_sent) {
-    if (!c->keep || !whole_request_sent || c->unwritable)
+    if (!c->keep || c->unwritable)
         close_connection(c);
     if (c->slow) {
         slow_answers[c->status]++;
@@ -315,7 +317,21 @@ static void answered(struct connection *c, int64_t at, bool whole_request_sent) 
         if (success)
             record_version(c->version);
     }
-    release(c);
+    c->counted = false; /* What goes wrong from here on is no error of this request. */
+    c->finishing = c->fd >= 0 && !whole_request_sent;
+    if (!c->finishing)
+        release(c);
+}
+
+/* Whether the rest of a request that has its answer is still on its way; else the connection is ready for the next. */
+static bool is_finishing(struct connection *c, bool whole_request_sent) {
+    if (c->finishing && (whole_request_sent || c->unwritable)) {
+        c->finishing = false;
+        if (c->unwritable)
+            close_connection(c);
+        release(c);
+    }
+    return c->finishing;
 }
 
 /* -------------------------------------------------------------------------------------------------------- answers */
@@ -533,8 +549,10 @@ static void receive(struct connection *c) {
                 fail(c, RESET, now());
             return;
         }
-        if (!c->busy && !c->slow) { /* An idle connection: it may only end. */
-            close_connection(c);
+        if (c->finishing || (!c->busy && !c->slow)) { /* No answer is due: it may only end. */
+            c->unwritable = true;
+            if (!is_finishing(c, false))
+                close_connection(c);
             return;
         }
         if (size < 0) {
@@ -614,6 +632,8 @@ static void handle(struct connection *c) {
     if (c->fd < 0)
         return;
     if (c->busy && !send_some(c, now()))
+        return;
+    if (c->finishing && !is_finishing(c, c->sent == request_size(c)))
         return;
     receive(c);
 }

@@ -274,7 +274,7 @@ def serve(
     max_batch: Annotated[int, _serve_option("max-batch", "Images computed at once.", min=1)] = 32,
     max_wait_ms: Annotated[float, _serve_option("max-wait-ms", "An image waits for others being decoded.")] = 2,
     decode_threads: Annotated[
-        int | None, _serve_option("decode-threads", "Images decoded at once; as many as cores, if not said.", min=1)
+        int | None, _serve_option("decode-threads", "Images decoded at once. If not given, cores + 1.", min=1)
     ] = None,
     poll_seconds: Annotated[float, _serve_option("poll-seconds", "Between looks for new versions.")] = 1,
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import logging
 import os
 import resource
 import signal
@@ -26,7 +27,7 @@ from serving.service import Service
 from serving.settings import Settings
 
 _OTHER_FILES = 200  # than connections, that the process has open
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1  # malloc.h
 KEEP_ALIVE_SECONDS = 75  # Longer than the 60 seconds of most load balancers, or they would use connections just closed.
 
 
@@ -89,6 +90,9 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
         def refused(self) -> None:
             service.refused()
 
+        def arrive(self) -> object:
+            return service.queue.arrive()
+
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -127,12 +131,15 @@ def _with_files_for(settings: Settings) -> Settings:
 
 
 def _return_large_memory() -> None:
-    """Has the C library give memory of 8 MB and more back as soon as it is free.
+    """Has the C library give memory of 8 MB and more back as soon as it is free, and keep what is smaller.
 
-    By default it keeps it: after three pictures of 49 megapixels, 1.2 GB for ever. Pillow takes 16 MB at a time.
+    By default it keeps all: after three pictures of 49 megapixels, 1.2 GB for ever. Pillow takes 16 MB at a time. With
+    the first of these alone, it would give everything back after each picture, and take it again for the next.
     """
     with contextlib.suppress(OSError, AttributeError):  # Of other systems.
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 8 << 20)
+        library.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
 
 
 class _Server(uvicorn.Server):
@@ -152,5 +159,6 @@ class _Server(uvicorn.Server):
 
     def _stop(self) -> None:
         if self.should_exit:  # Who asks twice will not wait for what is in flight, nor for threads that compute it.
+            logging.shutdown()
             os._exit(0)
         self.should_exit = True

@@ -12,7 +12,9 @@ Shape letters: N pictures, H height, W width, C classes.
 
 import asyncio
 import contextlib
+import os
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -27,6 +29,8 @@ from serving.errors import BadRequest, Overloaded, Refusal, TooLarge, TooLate, U
 from serving.logs import log
 from serving.metrics import Metrics
 
+DECODE_NICENESS = 10
+ARRIVAL_SECONDS = 0.2
 CLOSE_SECONDS = 5.0
 """That a thread may take to end with the server. One that computes for longer ends with the process."""
 
@@ -95,12 +99,13 @@ class Waiting:
 
     def __init__(self, limit: int) -> None:
         self.count = 0
+        self.arriving = 0  # Requests whose pictures are about to come. Known to the event loop alone.
         self._limit = limit
         self._lock = threading.Lock()
 
     @property
     def full(self) -> bool:
-        return self.count >= self._limit
+        return self.count + self.arriving >= self._limit
 
     def enter(self, count: int) -> None:
         """Raises Overloaded if there is no room for `count` more. More than the limit are let in where nobody waits."""
@@ -112,6 +117,25 @@ class Waiting:
     def leave(self) -> None:
         with self._lock:
             self.count -= 1
+
+
+class Arrival:
+    """A request that was let in and whose body is on its way; it takes a place, but not for long.
+
+    Without it, all requests that arrive in the moment in which one place is free would be let in, read, and refused
+    after all that work. With a place for as long as a body takes, a few slow clients would shut out everybody.
+    """
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting: Waiting | None = waiting
+        waiting.arriving += 1
+        asyncio.get_running_loop().call_later(ARRIVAL_SECONDS, self.end)
+
+    def end(self) -> None:
+        """Gives the place back, once."""
+        if self._waiting is not None:
+            self._waiting.arriving -= 1
+            self._waiting = None
 
 
 @dataclass(slots=True)
@@ -261,6 +285,10 @@ class Queue:
         """Whether not one more picture would find room."""
         return self._waiting.full
 
+    def arrive(self) -> Arrival:
+        """A place for a request whose headers are there."""
+        return Arrival(self._waiting)
+
     def encoded(self, pictures: Sequence[bytes], spec: PixelSpec, batches: Batches, deadline: float) -> Job:
         """Has encoded pictures decoded and computed. Raises Overloaded if they find no room."""
         job = self._admit(len(pictures), batches, deadline)
@@ -290,6 +318,8 @@ class Queue:
         return Job(count, deadline)
 
     def _decode_all(self) -> None:
+        if sys.platform == "linux":  # Elsewhere it is not a thread's own. What answers must not wait for what decodes.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), DECODE_NICENESS)
         while work := self._work.get():
             self._decode(*work)
 

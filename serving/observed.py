@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import re
-import uuid
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -17,7 +16,7 @@ from serving.batching import Timing
 from serving.errors import Refusal, Unauthorized
 from serving.logs import log
 from serving.metrics import Metrics
-from serving.protocol import REQUEST_ID
+from serving.protocol import REQUEST_ID, new_id
 
 _NO_TOKEN_NEEDED = re.compile(r"/|/docs|/openapi\.json|/healthz|/readyz|/page/.*")
 _LONGEST = 500  # characters of an error, which may repeat what was sent
@@ -56,7 +55,7 @@ class Observed:
             return
         headers = Headers(scope=scope)
         wanted = headers.get("x-request-id", "")
-        record = scope["record"] = Record(wanted if REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex, perf_counter())
+        record = scope["record"] = Record(wanted if REQUEST_ID.fullmatch(wanted) else new_id(), perf_counter())
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -86,6 +85,7 @@ class Observed:
                     500, "Something is wrong in the server; its log says what.", None, scope, receive, observed
                 )
         finally:
+            end_arrival(scope)
             self._note(scope, record)
 
     def _check(self, authorization: str, token: bytes) -> None:
@@ -110,6 +110,12 @@ class Observed:
         if record.timing is not None:
             fields |= {f"{name}_ms": round(value * 1000, 2) for name, value in vars(record.timing).items()}
         log.info("request", extra={"fields": fields})
+
+
+def end_arrival(scope: Scope) -> None:
+    """A request has its places in the queue now, or will never have them."""
+    if "arrival" in scope:
+        scope["arrival"].end()
 
 
 async def _refuse(

@@ -2,8 +2,8 @@
 what a request costs that is refused anyway."""
 
 import asyncio
+import random
 import re
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +23,11 @@ PIPELINED = 100
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 _BUSY = b'{"error": "The server is busy: its queue is full. Try again in a second."}'
+
+
+def new_id() -> str:
+    """For a request that brings none. Not from the system, which would let other threads go first."""
+    return f"{random.getrandbits(128):032x}"
 
 
 class Protocol(HttpToolsProtocol):
@@ -51,6 +56,10 @@ class Protocol(HttpToolsProtocol):
 
     def refused(self) -> None:
         """Is told of each such request."""
+        raise NotImplementedError
+
+    def arrive(self) -> object:
+        """What is kept in the scope of each other request for a computation."""
         raise NotImplementedError
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -111,6 +120,8 @@ class Protocol(HttpToolsProtocol):
         if computes and self._answered() and self.full():
             self._refuse()
         else:
+            if computes:
+                self.scope["arrival"] = self.arrive()  # type: ignore[typeddict-unknown-key]
             super().on_headers_complete()
             if not self.cycle.keep_alive:  # uvicorn would close with the answer, whatever is still arriving.
                 self.cycle.transport = _Lingering(self.transport, self._close_when_read)  # type: ignore[assignment]
@@ -178,7 +189,7 @@ class Protocol(HttpToolsProtocol):
 
     def _id(self) -> bytes:
         given = next((value for name, value in self.headers if name == b"x-request-id"), b"")
-        return given if REQUEST_ID.fullmatch(given.decode("latin-1")) else uuid.uuid4().hex.encode()
+        return given if REQUEST_ID.fullmatch(given.decode("latin-1")) else new_id().encode()
 
     def _too_long(self) -> None:
         self._end(b"431 Request Header Fields Too Large", f"Headers may take {HEADER_BYTES:,} bytes.")

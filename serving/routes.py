@@ -7,6 +7,7 @@ Shape letters: N pictures, C classes.
 """
 
 import asyncio
+import heapq
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -26,7 +27,7 @@ from starlette.routing import BaseRoute, Route
 from serving import openapi, wire
 from serving.bodies import Body
 from serving.errors import BadRequest, NotFound, Refusal, Unavailable
-from serving.observed import Record
+from serving.observed import Record, end_arrival
 from serving.service import Results, Service
 from serving.versions import Served, State
 
@@ -81,6 +82,7 @@ async def _classify_image(service: Service, request: Request, parts: dict[str, s
         if not files:
             raise BadRequest("There is no picture in the form. Send each as a file: curl -F file=@ant.jpg")
         data = [content for _, content in files]
+        end_arrival(request.scope)
         results = await service.classify(served, data, _deadline(service, request), request.receive)
         results.raise_if_none()
         predictions: list[dict[str, Any]] = []
@@ -111,6 +113,7 @@ async def _predict(service: Service, request: Request, parts: dict[str, str]) ->
             inputs = await _in_thread(service, len(data), wire.inputs, document, signature)
             (values,) = inputs.values.values()
             deadline = _deadline(service, request)
+            end_arrival(request.scope)
             if isinstance(values, np.ndarray):
                 results = await service.compute(served, values, deadline, request.receive)
             else:
@@ -298,8 +301,8 @@ def _top_k(text: str | None) -> int:
 
 def _best(probabilities: np.ndarray, classes: list[str], top_k: int) -> list[dict[str, Any]]:
     """The most probable classes first."""
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [{"label": classes[row], "probability": round(float(probabilities[row]), 6)} for row in order]
+    ranked = heapq.nlargest(top_k, zip(probabilities.tolist(), range(0, -len(classes), -1), strict=True))
+    return [{"label": classes[-place], "probability": round(probability, 6)} for probability, place in ranked]
 
 
 def _answer(body: bytes, request: Request, results: Results) -> Response:

@@ -14,9 +14,11 @@ from pipeline.errors import ConfigError
 _ADDRESS = re.compile(r"\[?[^\s/]+\]?:\d{1,5}")
 
 
-def _cores() -> int:
-    """That this process may run on. A container's share of them cannot be seen from inside."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _decoders() -> int:
+    """One more than the cores this process may run on: at any moment, one of them waits for Python. A container's share
+    of the cores cannot be seen from inside."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 class Settings(BaseModel):
@@ -46,7 +48,7 @@ class Settings(BaseModel):
 
     max_batch: int = Field(32, gt=0, description="pictures computed at once")
     max_wait_ms: float = Field(2, ge=0, description="that a picture waits for others that are being decoded")
-    decode_threads: int = Field(default_factory=_cores, gt=0, description="pictures decoded at once")
+    decode_threads: int = Field(default_factory=_decoders, gt=0, description="pictures decoded at once")
     poll_seconds: Annotated[float, Field(gt=0)] = Field(1, description="between looks for new versions")
 
     @model_validator(mode="after")

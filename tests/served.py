@@ -126,11 +126,12 @@ class MeansModel:
         self.batches.append(pixels[:, 0, 0, 0].tolist())
         self.entered.release()
         assert self.gate.wait(SECONDS)
-        if isinstance(self.alter, Exception):
-            raise self.alter
+        alter = self.alter  # Once: a test may change it meanwhile.
+        if isinstance(alter, Exception):
+            raise alter
         assert not self.closed.is_set()
         found = expected(pixels)
-        return found if self.alter is None else self.alter(found)
+        return found if alter is None else alter(found)
 
     def close(self):
         self.closings += 1

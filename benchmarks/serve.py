@@ -292,10 +292,10 @@ Medians of {len(ours)} repetitions, in turns; from the lowest to the highest in 
 |---|---|---|
 {chr(10).join(f"| {' | '.join(row)} |" for row in rows)}
 
-A refused request is answered 429 or 503. Overload lasted for {overload["requests"] + overload["unsent"]:,} requests, of
-which {overload["refused"]:,} were refused and {overload["unsent"]:,} could not be sent, for all {soak.CONNECTIONS}
-connections were busy; it could answer {overload["peak"]:.0f} a second, and answered {overload["goodput"]:.0f}. Slow
-connections were beside {slow["rate"]} requests a second.
+A refused request is answered 429 or 503. Of {overload["requests"]:,} requests under overload
+{overload["refused"]:,} were refused, and {overload["unsent"]:,} more could not be sent, for all
+{soak.CONNECTIONS} connections were busy; at its peak it answered {overload["peak"]:.0f} a second, then
+{overload["goodput"]:.0f}. Slow connections were beside {slow["rate"]} requests a second.
 
 The others serve the same SavedModel as their own documentation has it; what that is, is said in `benchmarks/rivals/`:
 LitServe in batches of 16, BentoML with adaptive batching, MLflow without batches. They leave decoding to their users:

@@ -48,6 +48,7 @@ def create_app(settings: Settings) -> Starlette:
         middleware=[Middleware(Observed, metrics=service.metrics, token=token)],
         exception_handlers={HTTPException: _not_routed},
     )
+    app.router.redirect_slashes = False
     app.state.service = service
     return app
 

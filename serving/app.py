@@ -91,6 +91,10 @@ def serve(settings: Settings, opened: Callable[[str], None]) -> None:
         def refused(self) -> None:
             service.refused()
 
+        def ended(self, status: int) -> None:
+            service.metrics.requests.labels("connection", status).inc()
+            service.metrics.refusals.labels("Connection").inc()
+
         def arrive(self) -> object:
             return service.queue.arrive()
 

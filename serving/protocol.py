@@ -58,6 +58,10 @@ class Protocol(HttpToolsProtocol):
         """Is told of each such request."""
         raise NotImplementedError
 
+    def ended(self, status: int) -> None:
+        """Is told of each connection that is closed because of what was received, or not received, on it."""
+        raise NotImplementedError
+
     def arrive(self) -> object:
         """What is kept in the scope of each other request for a computation."""
         raise NotImplementedError
@@ -203,6 +207,7 @@ class Protocol(HttpToolsProtocol):
             heard = self._running is self.cycle and self._running is not None and not self._running.response_started
         else:
             heard = self._running is None or self._running.response_complete
+        self.ended(int(status[:3]))
         if heard:
             body = b'{"error": "%s"}' % message.encode()
             retry = b"retry-after: 1\r\n" if status.startswith(b"503") else b""

@@ -21,8 +21,8 @@ import openvino as ov
 
 from pipeline.artifacts import read_manifest
 from pipeline.pixels import decode
+from serving.engines.openvino import SETTINGS
 
-SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
 THREADS = (1, 2, 3, 4)
 WARMUP = 20  # pictures
 

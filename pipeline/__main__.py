@@ -290,14 +290,13 @@ def serve(
         from serving.settings import Settings, token
         from serving.versions import check_folder
 
-        chosen = engine or ("tfserving" if upstream else "openvino")
+        chosen: Any = engine or ("tfserving" if upstream else "openvino")  # pydantic checks it.
         optional: dict[str, Any] = {"export": export, "decode_threads": decode_threads}
         optional = {name: value for name, value in optional.items() if value is not None}
         try:
             settings = Settings(
-                models_config=models_config, engine=chosen,  # type: ignore[arg-type]  # pydantic checks it.
-                upstream=upstream, host=host,
-                port=port, token=token(token_file, os.environ), no_auth=no_auth,
+                models_config=models_config, engine=chosen, upstream=upstream, host=host, port=port,
+                token=token(token_file, os.environ), no_auth=no_auth,
                 max_body_bytes=_bytes(max_body, "--max-body"), max_pictures=max_images, max_megapixels=max_megapixels,
                 request_seconds=timeout, max_queue=max_queue, max_connections=max_connections, max_batch=max_batch,
                 max_wait_ms=max_wait_ms, poll_seconds=poll_seconds, **optional,

@@ -1,5 +1,6 @@
 """One JSON object a line on standard error. Never a picture's bytes, a body or a token."""
 
+import contextlib
 import json
 import logging
 import threading
@@ -36,14 +37,18 @@ class _Gathered(logging.StreamHandler[TextIO]):
         threading.Thread(target=self._flush_regularly, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.stream.write(self.format(record) + self.terminator)
-        if record.levelno >= logging.WARNING:
-            self.flush()
+        try:
+            self.stream.write(self.format(record) + self.terminator)
+            if record.levelno >= logging.WARNING:
+                self.flush()
+        except Exception:  # As in every handler of the library: a full disk ends a log, and not the request.
+            self.handleError(record)
 
     def _flush_regularly(self) -> None:
         while True:
             time.sleep(FLUSH_SECONDS)
-            self.flush()
+            with contextlib.suppress(OSError):  # The disk may have room again at the next.
+                self.flush()
 
 
 def to_standard_error() -> None:

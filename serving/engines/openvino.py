@@ -15,11 +15,12 @@ import openvino as ov
 
 from serving.engines import LoadError, difference
 from serving.export import Export
+from serving.logs import log
 from serving.protos import serving_pb2
 
 _VERSION = ov.__version__.split("-")[0]
 # Left to itself, OpenVINO computes in bfloat16 where the processor can, which rounds by up to one part in 256.
-_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
+SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "THROUGHPUT"}
 _WARMUP_BATCH = 8
 
 
@@ -41,7 +42,9 @@ class OpenVino:
                     model = self._compiled(self._core.read_model(kept))
                     if difference(model, export, _WARMUP_BATCH) <= self.tolerance:
                         return model
-                # Damaged, or made of other weights.
+                log.warning(
+                    "conversion damaged, or of other weights: made again", extra={"fields": {"file": str(kept)}}
+                )
                 shutil.rmtree(kept.parent, ignore_errors=True)
             network = self._converted(export)
             model = self._compiled(network)
@@ -59,7 +62,7 @@ class OpenVino:
 
     def _compiled(self, network: ov.Model) -> "OpenVinoModel":
         network.reshape([1, *network.input().partial_shape[1:]])
-        return OpenVinoModel(self._core.compile_model(network, "CPU", _SETTINGS))
+        return OpenVinoModel(self._core.compile_model(network, "CPU", SETTINGS))
 
     def _converted(self, export: Export) -> ov.Model:
         """OpenVINO reads the signature "serving_default" alone, and knows none of the operations that decode pictures

@@ -30,7 +30,8 @@ class TensorFlow:
         try:
             return TensorFlowModel(tf.saved_model.load(str(export.path)))
         except Exception as error:  # IndexError for truncated variables, KeyError for an unknown operation, and others.
-            raise LoadError(f"TensorFlow cannot load {export.path} ({' '.join(str(error).split())[:300]}).") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise LoadError(f"TensorFlow cannot load {export.path} ({reason}).") from error
 
     def close(self) -> None:
         pass

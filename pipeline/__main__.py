@@ -1,6 +1,5 @@
 """The command line. TensorFlow and MLflow are imported by the commands that need them, when they need them."""
 
-import errno
 import io
 import json
 import os
@@ -10,7 +9,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from importlib.util import find_spec
@@ -19,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import filesize
-from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline import lifecycle
+from pipeline.cli import Overrides, errors_in_words, graft, out, shown
 from pipeline.console import Console
-from pipeline.errors import CacheError, ConfigError, DataError, GraftError, TrackingError
+from pipeline.errors import CacheError, ConfigError, DataError, TrackingError
 from pipeline.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -51,31 +50,37 @@ def _serve_option(name: str, text: str, **settings: Any) -> Any:
     return typer.Option(f"--{name}", help=text, envvar=variable, show_envvar=False, **settings)
 
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; graft init writes one.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. data.image_size=160. May be repeated."),
-]
 ExportDir = Annotated[Path, typer.Argument(metavar="EXPORT_DIR", help="An exported model: export/NAME/VERSION.")]
 
 
 @app.command()
 def run(
-    config: ConfigPath,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; graft init writes one.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with a run that was stopped or killed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")] = False,
 ) -> None:
     """Train, evaluate, export and record a classifier."""
-    with _errors_in_words():
+    with errors_in_words():
         from pipeline.config_file import load
 
+        if (config is None) == (resume is None) or (resume is not None and overrides):
+            raise ConfigError("Give either a CONFIG, or --resume RUN_DIR, whose config it goes on with.")
         # A scheduler's way to stop a run; what Ctrl-C does leaves everything in order.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        loaded = load(config, overrides)
+        loaded = load(config, overrides) if config is not None else None
         import_tensorflow()
+        from pipeline.recording import config_of
         from pipeline.run import run as run_pipeline
 
-        record = run_pipeline(loaded, Console())
+        if loaded is None:
+            assert resume is not None
+            loaded = config_of(resume.resolve())
+        record = run_pipeline(loaded, Console(), resume and resume.resolve())
         _print_summary(record)
         if as_json:
             keys = ("run_dir", "mlflow_run_id", "export_dir", "metrics", "seconds")
@@ -89,7 +94,7 @@ def predict(
     output: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.TABLE,
 ) -> None:
     """Label pictures with an exported model."""
-    with _errors_in_words():
+    with errors_in_words():
         from pipeline import predict as prediction
         from pipeline.artifacts import read_manifest
 
@@ -119,7 +124,7 @@ def predict(
                         escape(result.label) if result.label is not None else f"[red]{escape(result.error or '')}[/red]"
                     )
                     table.add_row(escape(result.path), what, "" if result.score is None else f"{result.score:.3f}")
-                _out().print(table)
+                out().print(table)
         if all(unusable):
             raise DataError("None of the pictures could be used.")
 
@@ -129,7 +134,7 @@ def backbones(
     name: Annotated[str | None, typer.Argument(help="Show this network's blocks and the layers to cut at.")] = None,
 ) -> None:
     """List the networks: input size, weights, preprocessing contract and where each can be cut."""
-    with _errors_in_words():
+    with errors_in_words():
         from pipeline.backbones import BACKBONES
 
         if name is not None:
@@ -147,7 +152,7 @@ def backbones(
             smallest = "fixed" if row.fixed_size else str(row.min_size)
             weights = "imagenet" if row.imagenet else "none"
             table.add_row(row.name, str(row.default_size), smallest, weights, row.contract, row.cuts)
-        _out().print(table)
+        out().print(table)
 
 
 @app.command()
@@ -156,7 +161,7 @@ def init(
     backbone: Annotated[str, typer.Option(help="A name from graft backbones.")] = "mobilenet_v2",
 ) -> None:
     """Print a commented config for a folder of pictures: graft init DIR > my.yaml."""
-    with _errors_in_words():
+    with errors_in_words():
         from pipeline.backbones import BACKBONES
         from pipeline.config import Data
         from pipeline.init import folder_config
@@ -174,7 +179,7 @@ def init(
 @app.command()
 def schema() -> None:
     """Print the config's JSON Schema, for editors."""
-    with _errors_in_words():
+    with errors_in_words():
         from pipeline.config_file import schema as json_schema
 
         print(json_schema())
@@ -195,7 +200,7 @@ def cache(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List what is kept of frozen layers, and remove what is no longer needed."""
-    with _errors_in_words():
+    with errors_in_words():
         from pipeline.activations import FILE, Store, look
         from pipeline.sqlite_file import size_of
 
@@ -277,12 +282,17 @@ def serve(
         int | None, _serve_option("decode-threads", "Images decoded at once. If not given, cores + 1.", min=1)
     ] = None,
     poll_seconds: Annotated[float, _serve_option("poll-seconds", "Between looks for new versions.")] = 1,
+    samples: Annotated[
+        Path | None,
+        _serve_option("samples", "Log a sample of embeddings and answers there, for graft watch.", metavar="DIR"),
+    ] = None,
+    sample_rate: Annotated[float, _serve_option("sample-rate", "Share of the images in that log.")] = 0.1,
 ) -> None:
     """Answer image classification over HTTP, with every model below a folder.
 
     Each option can be set by an environment variable too: --max-queue by GRAFT_SERVE_MAX_QUEUE.
     """
-    with _errors_in_words():
+    with errors_in_words():
         from pydantic import ValidationError
 
         from serving import models_config as models_config_file
@@ -299,7 +309,8 @@ def serve(
                 token=token(token_file, os.environ), no_auth=no_auth,
                 max_body_bytes=_bytes(max_body, "--max-body"), max_pictures=max_images, max_megapixels=max_megapixels,
                 request_seconds=timeout, max_queue=max_queue, max_connections=max_connections, max_batch=max_batch,
-                max_wait_ms=max_wait_ms, poll_seconds=poll_seconds, **optional,
+                max_wait_ms=max_wait_ms, poll_seconds=poll_seconds,
+                samples=samples, sample_rate=sample_rate, **optional,
             )  # fmt: skip
         except ValidationError as error:
             raise ConfigError("; ".join(_option_error(e) for e in error.errors())) from None
@@ -309,7 +320,7 @@ def serve(
             if export is not None:
                 raise ConfigError(f"Give either a folder, here {export}, or --models-config, which names the folders.")
             models_config_file.read(models_config)  # Later mistakes leave what is served; the first are told.
-        what = _shown((models_config or settings.export).absolute())
+        what = shown((models_config or settings.export).absolute())
         serve_http(settings, lambda url: print(f"{what} is served at {url} (stop with Ctrl-C)", flush=True))
 
 
@@ -318,7 +329,7 @@ def sync(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, e.g. runs/NAME/TIME.")],
 ) -> None:
     """Deliver what a run recorded while MLflow was away."""
-    with _errors_in_words():
+    with errors_in_words():
         from pipeline import tracking
 
         delivery = tracking.sync(run_dir, Console())
@@ -331,7 +342,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Where the page is served on this machine.")] = 5000,
 ) -> None:
     """Open MLflow on the run store."""
-    with _errors_in_words():
+    with errors_in_words():
         if find_spec("mlflow") is None:
             raise ModuleNotFoundError(name="mlflow")
         from pipeline.tracking import default_uri
@@ -347,71 +358,30 @@ def ui(
         os.execv(sys.executable, command)
 
 
-_USERS_TO_MEND = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
-
-
-@contextmanager
-def _errors_in_words() -> Iterator[None]:
-    """A mistake ends in one paragraph and an exit code; a defect of ours keeps its traceback."""
-    try:
-        yield
-    except GraftError as error:
-        _print_error(str(error))
-        raise typer.Exit(error.exit_code) from None
-    except OSError as error:
-        if error.errno not in _USERS_TO_MEND:
-            raise
-        _print_error(f"{error.filename or 'The disk'}: {error.strerror}. Make room, or choose another output_dir.")
-        raise typer.Exit(1) from None
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("pipeline", "serving"):
-            raise
-        _print_error(
-            f"Training is not installed here, only what graft serve needs ({error.name} is missing). In Graft's "
-            "checkout: pip install -c constraints.txt '.[train]'"
-        )
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
-def _print_error(text: str) -> None:
-    RichConsole(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(text)}")
-
-
-def _out() -> RichConsole:
-    # Piped output is for programs: no line is broken there.
-    return RichConsole(highlight=False, width=None if sys.stdout.isatty() else 10_000)
-
-
 def _print_summary(record: Any) -> None:
     from pipeline.tracking import default_uri
 
-    report = _shown(Path(record.run_dir) / "report.html")
-    export_dir = _shown(Path(record.export_dir))
+    report = shown(Path(record.run_dir) / "report.html")
+    model = Path(record.export_dir or Path(record.run_dir) / "model")
+    export_dir = shown(model)
     output_dir = Path(record.run_dir).parent.parent
-    # As it can be typed here: outside an activated environment the bare name is not found.
-    graft = "graft" if shutil.which("graft") else _shown(Path(sys.argv[0]).absolute())
+    name = graft()
     figures = ", ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in record.metrics.items())
     # `graft ui` shows the store in output_dir; any other, such as a server, is where its address says.
     own_store = record.tracking_uri == default_uri(output_dir)
-    models = shlex.quote(_shown(Path(record.export_dir).parent.parent))
+    # A name whose versions are promoted has its gate, or graft promote, between a run and what is served.
+    then = f"{name} models {record.name}"
+    if record.export_dir is not None:
+        then = f"{name} serve {shlex.quote(shown(model.parent.parent))}"
     for what, where, *commands in (
         ("test split", figures),
         ("report", report, f"python3 -m webbrowser {shlex.quote(report)}"),
-        ("model", export_dir, f"{graft} predict {shlex.quote(export_dir)} IMAGE...", f"{graft} serve {models}"),
-        ("MLflow", record.tracking_uri, *([f"{graft} ui {shlex.quote(_shown(output_dir))}"] if own_store else [])),
+        ("model", export_dir, f"{name} predict {shlex.quote(export_dir)} IMAGE...", then),
+        ("MLflow", record.tracking_uri, *([f"{name} ui {shlex.quote(shown(output_dir))}"] if own_store else [])),
     ):
         print(f"{what:<12}{where}")
         for command in commands:
             print(f"{'':<12}  {command}")
-
-
-def _shown(path: Path) -> str:
-    """As short as it can be typed here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _print_blocks(name: str) -> None:
@@ -431,7 +401,7 @@ def _print_blocks(name: str) -> None:
             f"{sum(layer.count_params() for layer in layers):,}",
             "x".join(str(size) for size in layers[-1].output.shape[1:]),
         )
-    _out().print(table)
+    out().print(table)
 
 
 def _print_held(held: "list[Held]") -> None:
@@ -453,7 +423,7 @@ def _print_held(held: "list[Held]") -> None:
             table.add_row(cut, f"{part.entries:,}", size, shape, dtype, engine, _ago(part.last_used))
     count, total = sum(part.entries for part in held), sum(part.bytes for part in held)
     table.add_row("[dim]in all[/dim]", f"{count:,}", filesize.decimal(total))
-    _out().print(table)
+    out().print(table)
 
 
 def _network(description: dict[str, Any]) -> str:
@@ -493,6 +463,10 @@ def _age(text: str) -> timedelta:
     if match is None:
         raise ConfigError(f"--unused-for must be days or hours such as 30d or 12h. Received: {text!r}.")
     return int(match[1]) * (timedelta(days=1) if match[2] == "d" else timedelta(hours=1))
+
+
+for command in lifecycle.COMMANDS:
+    app.command()(command)
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import subprocess
+import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,6 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ExportError
 from pipeline.pixels import PixelSpec
+
+MODEL = "model"
+"""The folder in a run's folder with its own copy of the exported model."""
+CLUSTERS = "near-duplicates.csv"
+"""In a run's folder: the pictures that show the same, by cluster."""
+LEARNED_FROM = "assets.extra/splits.csv"
+"""In an exported model's folder: every picture of the data it was made of, with label, split and digest."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,9 @@ class RunRecord(Record):
         mlflow_run_id: None while MLflow has not been reached.
         tracking_uri: where MLflow is.
         backbone: whose weights `backbone.weights.h5` beside this file are.
-        export_dir: the published model, with its version.
+        export_dir: the published model, with its version; None while it is not published. The run's own copy is in
+            the folder `model` beside this file.
+        data_digest: of the pictures with labels and splits; None until they have been read.
         metrics: the headline figures on the test split.
         seconds: wall-clock time per stage.
         error: why a failed run failed.
@@ -94,6 +105,7 @@ class RunRecord(Record):
     finished_at: str | None = None
     mlflow_run_id: str | None = None
     export_dir: str | None = None
+    data_digest: str | None = None
     metrics: dict[str, float] = {}
     seconds: dict[str, float] = {}
     error: str | None = None
@@ -134,7 +146,8 @@ class Manifest(Record):
     """`manifest.json` beside an exported model: what it is and where it comes from.
 
     Attributes:
-        name, version: as in its path.
+        name, version: as in its path; version 0 is a run's own copy.
+        run: the folder of the run that made it, without the folders above.
         created_at: UTC, ISO 8601.
         classes: in the order of the probabilities.
         pixels: how bytes become the `pixels` signature's input, for `pipeline.pixels.decode`.
@@ -147,6 +160,7 @@ class Manifest(Record):
         code: versions.
         mlflow_run_id: the run that made it, None where MLflow was away.
         started_from: as in RunRecord.
+        test_set: the version and the digest of the frozen test set it was judged on; None without one.
     """
 
     name: str
@@ -164,6 +178,13 @@ class Manifest(Record):
     code: Code
     mlflow_run_id: str | None
     started_from: str | None = None
+    run: str = ""
+    test_set: str | None = None
+
+
+def new_folder(runs: Path) -> Path:
+    """Where a run would be kept that starts now, below `<output_dir>/<name>`: `<time>-<random>`."""
+    return runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
 
 
 def read_manifest(export_dir: Path) -> Manifest:
@@ -176,7 +197,7 @@ def read_manifest(export_dir: Path) -> Manifest:
         reason = "its manifest.json is damaged, or of another version of graft"
     raise ExportError(
         f"{export_dir} is not a model exported by graft: {reason}. Give the folder with the version number, as printed "
-        "at the end of graft run, e.g. export/NAME/1."
+        "at the end of graft run, e.g. export/NAME/1, or the folder model of a run."
     )
 
 

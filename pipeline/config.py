@@ -379,7 +379,7 @@ class Phase(Strict):
         return self
 
 
-# ----------------------------------------------------------------------------------------------------------------- run
+# --------------------------------------------------------------------------------------------------- cache and outputs
 
 
 _CacheWord = Literal["auto", "always", "off"]
@@ -401,6 +401,12 @@ class Cache(Strict):
     """How activations are kept. float16 takes half the room, rounds to three digits, and ends at 65504."""
 
 
+class Checkpoint(Strict):
+    every: Annotated[int, Field(ge=1)] = 200
+    """Training steps between two checkpoints, counted through all epochs and phases. A run that was killed repeats this
+    many steps at most."""
+
+
 class Export(Strict):
     dir: Text = "export"
     """The model is published as <dir>/<name>/<version>/, the layout TensorFlow Serving reads."""
@@ -411,6 +417,99 @@ class Tracking(Strict):
     """MLflow's tracking URI. Default: MLFLOW_TRACKING_URI, else a SQLite file in output_dir."""
     experiment: Text | None = None
     """MLflow experiment. Default: the run's name."""
+
+
+# ---------------------------------------------------------------------------------------------------------- retraining
+
+Age = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}[dh]$")]
+"""Days or hours, e.g. 30d or 12h."""
+
+
+def seconds(age: str) -> int:
+    """An `Age` in seconds."""
+    return int(age[:-1]) * {"d": 86_400, "h": 3_600}[age[-1]]
+
+
+class When(Strict):
+    """What makes `graft retrain` train. Any one of them is enough."""
+
+    changed: bool = True
+    """A picture was added, removed or relabelled since the champion was trained."""
+    new_images: Annotated[int, Field(ge=1)] | None = None
+    """At least this many pictures were added. Set changed: false beside it."""
+    older_than: Age | None = None
+    """The champion was made so long ago, e.g. 30d or 12h."""
+    drift: Text | None = None
+    """A folder of samples that the endpoint writes (graft serve --samples): what it is asked has drifted from what the
+    champion was trained on, as graft watch finds."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.changed or self.new_images or self.older_than or self.drift):
+            raise ValueError("nothing would ever make graft retrain train: set changed: true or another key")
+        if self.changed and self.new_images:
+            raise ValueError("new_images has no effect beside changed: true, which any new picture fulfils")
+        return self
+
+
+class SmokeTest(Strict):
+    """After a promotion the endpoint is asked for known pictures. A wrong answer, or none, undoes the promotion."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")]
+    """Where the model is served, e.g. http://127.0.0.1:8501."""
+    token_file: Text | None = None
+    """Holds the token that the endpoint asks for."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How long the endpoint may take until it answers with the new version."""
+
+
+class Retention(Strict):
+    """What is kept. The champion, its predecessor and what they need are never removed."""
+
+    versions: Annotated[int, Field(ge=2)] = 10
+    """Registered and published versions, the newest ones."""
+    runs: Annotated[int, Field(ge=2)] = 50
+    """Runs of the name, the newest ones: their folders, and they themselves in MLflow."""
+    activations: Age | None = None
+    """Activations that were not used for so long are removed from the store, e.g. 30d. Default: only the store's
+    max_bytes limits it."""
+
+
+class Retrain(Strict):
+    """What `graft retrain` does before and after the training."""
+
+    start: Literal["backbone", "champion"] = "backbone"
+    """What a challenger starts from. backbone: from backbone.weights, e.g. ImageNet's, whose activations are kept from
+    earlier runs. champion: from the champion's backbone and, where the classes are the same, its head."""
+    when: When = When()
+    """What makes it train."""
+    near_duplicates: Literal["together", "ignore"] = "together"
+    """together: pictures that show the same (copies re-encoded, resized or cropped a little) stay in one split."""
+    smoke_test: SmokeTest | None = None
+    """Ask the endpoint after a promotion."""
+    retention: Retention = Retention()
+    """What is kept."""
+
+
+class Gate(Strict):
+    """What a challenger must show on the frozen test set. Without a champion only min_accuracy and max_ece count."""
+
+    min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """The lower end of the 95 % interval of the gain in accuracy over the champion must be above this. 0: better than
+    it; -0.01: not worse by more than one point (non-inferiority)."""
+    max_class_drop: Fraction = 0.05
+    """No class may lose more of its accuracy than this, beyond what chance explains."""
+    max_ece_increase: Fraction = 0.05
+    """The expected calibration error may not rise by more than this, beyond what chance explains."""
+    max_latency_ratio: Annotated[float, Field(ge=1)] | None = 2.0
+    """The challenger's median time for one picture may be this many times the champion's. null: any."""
+    min_accuracy: Fraction | None = None
+    """Without a champion: the least accuracy. Default: more than always answering the commonest class."""
+    max_ece: Fraction | None = None
+    """Without a champion: the largest expected calibration error. Default: any."""
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
 
 
 def default_phases() -> list[Phase]:
@@ -442,10 +541,16 @@ class RunConfig(Strict):
         BeforeValidator(partial(in_full, "cache"), json_schema_input_type=Literal["auto", "always", "off"] | Cache),
     ] = Cache()
     """The store of activations. `off` is short for {use: off}."""
+    checkpoint: Checkpoint = Checkpoint()
+    """How much of a run that was killed is repeated."""
     export: Export = Export()
     """Where the model goes."""
     tracking: Tracking = Tracking()
     """Where MLflow is."""
+    retrain: Retrain = Retrain()
+    """What graft retrain does around a run."""
+    gate: Gate = Gate()
+    """What a challenger must show before graft retrain promotes it."""
     output_dir: Text = "runs"
     """Each run gets a folder <output_dir>/<name>/<time>/ with its reports, weights and records."""
 

@@ -11,6 +11,11 @@
 Our own invariants are asserted and never caught.
 """
 
+import errno
+
+USERS_TO_MEND = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Reasons of an OSError that lie with the machine: a full or read-only disk, missing rights, a path that cannot be."""
+
 
 class GraftError(Exception):
     """Base of every error that is shown to the user without a traceback."""

@@ -3,9 +3,7 @@
 Shape letters: N pictures, H height, W width, C classes.
 """
 
-import errno
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +16,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from pipeline import graph_pixels
-from pipeline.artifacts import Manifest, Parity
+from pipeline.artifacts import Parity
 from pipeline.console import Console
 from pipeline.errors import ExportError
 from pipeline.pixels import PixelSpec
@@ -30,6 +28,8 @@ SAME_LABEL_SHARE = 0.99
 # otherwise fail the run.
 TIE = 0.01
 WARMUP_PICTURES = 8
+REFERENCE = "assets.extra/reference.npz"
+REFERENCE_PICTURES = 2000
 _BATCH = 32
 
 
@@ -60,43 +60,62 @@ def export(
     spec: PixelSpec,
     test: TestPictures,
     name: str,
-    folder: Path,
-    describe: Callable[[int, Parity], Manifest],
+    path: Path,
     console: Console,
-) -> Path:
-    """Writes, checks and publishes a model as `<folder>/<name>/<version>/`, the next free integer.
-
-    Nothing is seen under that name before the check is passed: the model is written beside it and renamed.
+) -> Parity:
+    """Writes a model as a SavedModel and checks it. `publish` is what puts it where servers read.
 
     Args:
-        model: float32 [N, H, W, 3] in 0..255 to logits, float32 [N, C].
+        model: float32 [N, H, W, 3] in 0..255 to features, float32 [N, D], and logits, float32 [N, C].
         temperature: divides the logits.
         classes: C names, in the order of the logits.
         spec: how encoded pictures become pixels.
         test: what the check uses; some of it becomes TensorFlow Serving's warm-up records.
         name: the model's name.
-        folder: below which TensorFlow Serving finds models.
-        describe: from the version and the check's result to the manifest.
+        path: the folder to make. What is there already is replaced.
         console: gets a bar.
 
     Returns:
-        The published folder.
+        How the model read back agrees with the one in memory.
 
     Raises:
-        ExportError: the model read back does not agree with the one in memory.
+        ExportError: it does not agree.
     """
-    home = folder / name
-    staging = home / f".incoming-{uuid.uuid4().hex}"
-    staging.mkdir(parents=True)
-    try:
-        _write(model, temperature, classes, spec, staging)
-        loaded = tf.saved_model.load(str(staging))
-        _write_warmup(loaded.signatures, staging, name, test)
-        parity = _check(model, temperature, classes, loaded.signatures, test, console)
-        (staging / "labels.txt").write_text("".join(f"{label}\n" for label in classes), encoding="utf-8")
-        return _publish(staging, home, lambda version: describe(version, parity))
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(path, ignore_errors=True)
+    _write(model, temperature, classes, spec, path)
+    loaded = tf.saved_model.load(str(path))
+    _write_warmup(loaded.signatures, path, name, test)
+    parity = _check(model, temperature, classes, loaded.signatures, test, console)
+    (path / "labels.txt").write_text("".join(f"{label}\n" for label in classes), encoding="utf-8")
+    return parity
+
+
+def write_reference(model: keras.Model, temperature: float, splits: Splits, batch_size: int, path: Path) -> None:
+    """Writes what the model makes of the data it comes from: what `drift` compares the endpoint's pictures with.
+
+    Few training pictures are among them, for they are decoded for this alone. Which ones follows from their content.
+
+    Args:
+        model, temperature: as in `export`.
+        splits: the run's pictures.
+        batch_size: of the forward pass.
+        path: the exported model's folder. It gets `assets.extra/reference.npz`: `embeddings` float16 [M, D],
+            `probabilities` float32 [M, C], and `split` uint8 [M]: 0 for train, 1 for validation, 2 for test; M is at
+            most 2000.
+    """
+    limits = {"train": REFERENCE_PICTURES // 4, "validation": REFERENCE_PICTURES // 4, "test": REFERENCE_PICTURES // 2}
+    features, scores, which = [], [], []
+    for number, split in enumerate(splits.all):
+        rows = np.sort(np.argsort(split.digests, kind="stable")[: limits[split.name]])
+        for _, images in split.stream(rows, batch_size):
+            embeddings, logits = model(tf.cast(images, tf.float32), training=False)
+            features.append(embeddings.numpy().clip(-65504, 65504).astype(np.float16))
+            scores.append(probabilities(logits, temperature).numpy())
+            which.append(np.full(len(images), number, np.uint8))
+    np.savez_compressed(
+        path / REFERENCE,
+        embeddings=np.concatenate(features), probabilities=np.concatenate(scores), split=np.concatenate(which),
+    )  # fmt: skip
 
 
 def probabilities(logits: Any, temperature: float) -> tf.Tensor:
@@ -104,21 +123,23 @@ def probabilities(logits: Any, temperature: float) -> tf.Tensor:
     return tf.nn.softmax(tf.cast(logits, tf.float32) / temperature)
 
 
-def next_version(home: Path) -> int:
-    """One more than the highest integer folder below `home`; 1 where there is none."""
-    return 1 + max((int(path.name) for path in home.glob("*") if path.name.isdecimal()), default=0)
-
-
 def _write(model: keras.Model, temperature: float, classes: tuple[str, ...], spec: PixelSpec, path: Path) -> None:
     labels = tf.constant(classes)
 
-    def pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        scores = probabilities(model(tf.cast(pixels, tf.float32), training=False), temperature)
+    def embedding(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        features, logits = model(tf.cast(pixels, tf.float32), training=False)
+        scores = probabilities(logits, temperature)
         return {
             "probabilities": scores,
             "label": tf.gather(labels, tf.argmax(scores, axis=-1)),
             "score": tf.reduce_max(scores, axis=-1),
+            "embedding": features,
         }
+
+    def pixels(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+        answer = embedding(pixels)
+        del answer["embedding"]
+        return answer
 
     def image_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         with tf.device("/cpu:0"):  # String operations and decoders have no GPU kernels.
@@ -134,6 +155,7 @@ def _write(model: keras.Model, temperature: float, classes: tuple[str, ...], spe
     archive.add_endpoint("serving_default", image_bytes, [tf.TensorSpec([None], tf.string, name="image_bytes")])
     shape = [None, spec.height, spec.width, 3]
     archive.add_endpoint("pixels", pixels, [tf.TensorSpec(shape, tf.uint8, name="pixels")])
+    archive.add_endpoint("embedding", embedding, [tf.TensorSpec(shape, tf.uint8, name="pixels")])
     archive.write_out(str(path), verbose=False)
 
 
@@ -175,7 +197,7 @@ def _check(
 ) -> Parity:
     """Runs every test picture through the model in memory and through both signatures of the one on disk."""
     forward = tf.function(
-        lambda images: probabilities(model(images, training=False), temperature),
+        lambda images: probabilities(model(images, training=False)[1], temperature),
         input_signature=[tf.TensorSpec(model.input_shape, tf.float32)],
     )
     pixel_difference = byte_difference = 0.0
@@ -234,15 +256,3 @@ def _by_bytes(signature: Any, pictures: list[bytes]) -> tuple[dict[str, np.ndarr
             return {key: value.numpy() for key, value in empty.items()}, np.zeros(len(pictures), bool)
         outputs, decoded = zip(*(_by_bytes(signature, [picture]) for picture in pictures), strict=True)
         return {key: np.concatenate([part[key] for part in outputs]) for key in outputs[0]}, np.concatenate(decoded)
-
-
-def _publish(staging: Path, home: Path, describe: Callable[[int], Manifest]) -> Path:
-    while True:
-        version = next_version(home)
-        describe(version).write(staging / "manifest.json")
-        try:
-            return staging.rename(home / str(version))
-        except OSError as error:
-            # Renaming onto a folder with contents: another run has just taken this version.
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise

@@ -84,7 +84,15 @@ class Pictures:
 class Feed:
     """The batches of one phase, read ahead by threads of its own until it is closed."""
 
-    def __init__(self, pictures: Pictures, division: Division, phase: int, epochs: int, console: Console) -> None:
+    def __init__(
+        self,
+        pictures: Pictures,
+        division: Division,
+        phase: int,
+        epochs: int,
+        console: Console,
+        engine: str | None = None,
+    ) -> None:
         """
         Args:
             pictures: what to read.
@@ -92,6 +100,7 @@ class Feed:
             phase: its number; with the seed, it decides every draw.
             epochs: how many there are at most.
             console: hears what was decided, and why.
+            engine: as `engine` was, where the phase began in another process.
         """
         self._pictures, self._phase, self._epochs, self._console = pictures, phase, epochs, console
         self._pool = ThreadPoolExecutor(WORKERS)
@@ -105,8 +114,13 @@ class Feed:
         if division.cut is not None:
             dtype = None if pictures.cache.use == "off" else pictures.cache.dtype
             self._frozen = Frozen(
-                division, self._views, dtype, pictures.settings, pictures.store, pictures.train, console
+                division, self._views, dtype, pictures.settings, pictures.store, pictures.train, console, engine
             )
+
+    @property
+    def engine(self) -> str | None:
+        """What computes the frozen layers; None where there are none. It is chosen in `prepare`, or now."""
+        return None if self._frozen is None else self._frozen.engine
 
     def prepare(self) -> None:
         """Decides which activations are read from the store, and computes what is missing there."""
@@ -125,15 +139,16 @@ class Feed:
         if frozen.kept:
             self._kept = {split.name for split, _, _ in wanted}
 
-    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """The batches of one epoch, counted from 0, in an order that follows from the seed, the phase and the epoch.
 
-        How a picture is changed follows from its content and a seed, not from its place in the order.
+        How a picture is changed follows from its content and a seed, not from its place in the order. Batches before
+        the one numbered `start` are passed over, and nothing of them is read.
         """
         order, views, anew = self._draw(epoch)
         seeds = np.full(len(order), anew, np.int32) if views is None else self._seeds[views]
         size = self._pictures.data.batch_size
-        batches = [(order[a : a + size], seeds[a : a + size]) for a in range(0, len(order), size)]
+        batches = [(order[a : a + size], seeds[a : a + size]) for a in range(start * size, len(order), size)]
         with closing(in_order(self._pool, partial(self._read, anew=anew), batches, _AHEAD)) as ready:
             for batch in ready:
                 features, labels, counts = (to_devices(part, self._strategy) for part in batch)

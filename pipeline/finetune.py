@@ -4,18 +4,21 @@ Shape letters: N pictures, H height, W width, C classes.
 """
 
 import hashlib
+import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pipeline import optimizers
+from pipeline import optimizers, trunk
 from pipeline.artifacts import Epoch
+from pipeline.backbones.weights import digest
+from pipeline.checkpoint import Checkpoints, Progress
 from pipeline.config import Phase, Plateau
 from pipeline.console import Console
 from pipeline.errors import GraftError
@@ -29,43 +32,73 @@ def finetune(
     network: Network,
     phases: list[Phase],
     pictures: Pictures,
+    checkpoints: Checkpoints | None,
     console: Console,
     on_epoch: Callable[[Epoch], None],
 ) -> list[Epoch]:
     """Trains a network in place.
 
+    Where there is a checkpoint, training continues from it, and ends in the same weights as if it had never been
+    interrupted, bit for bit. A checkpoint that is damaged, or of another training, is passed over with a warning.
+
     Args:
-        network: from `model.build`, built in the scope of the current `tf.distribute` strategy.
+        network: as it is before any training: from `model.build`, in the scope of the current `tf.distribute` strategy.
         phases: what to train, for how long, and how.
         pictures: to learn from and to validate on, and how they are read.
+        checkpoints: where the checkpoint is kept. It is replaced when a phase begins, after every so many steps, and
+            when training is complete. None: nowhere.
         console: gets a bar per epoch.
-        on_epoch: called with each epoch's record when it is complete.
+        on_epoch: called with each epoch's record when it is complete. An epoch that ended after the checkpoint is
+            trained again, and its record comes again.
 
     Returns:
-        The records of all epochs, numbered from 1 across phases.
+        The records of all epochs, numbered from 1 across phases, those before an interruption included.
 
     Raises:
         ConfigError: a phase unfreezes what the backbone does not have.
         GraftError: training diverged.
+        OSError: the checkpoint cannot be written, or is there and cannot be read.
     """
-    history: list[Epoch] = []
-    for number, phase in enumerate(phases):
+    key = _decisive(network, phases, pictures)
+    found = None if checkpoints is None else checkpoints.read(key, console.warn)
+    progress, arrays = found or (Progress(key), {})
+    variables = network.model.variables
+    # What has never trained is as it was, which the key says, and is not in the checkpoint.
+    changed = {int(place) for group, place in (name.split("/") for name in arrays) if group == "network"}
+    for number in range(progress.phase, len(phases)):
+        phase = phases[number]
         division = divide(network, phase)
-        before = fingerprint(division.unchanging)
+        unchanging = {id(variable) for variable in division.unchanging}
+        changed |= {place for place, variable in enumerate(variables) if id(variable) not in unchanging}
+        optimizer = _optimizer(division, phase, pictures)
+        state = _State({place: variables[place] for place in sorted(changed)}, optimizer)
+        if resumed := bool(arrays):
+            state.restore(arrays)
+            arrays = {}
+            console.say(f"training continues after step {progress.steps:,}")
+            if progress.finished:
+                return progress.history
+        else:
+            before = fingerprint(division.unchanging)
+            progress = Progress(key, number, steps=progress.steps, history=progress.history, frozen=before)
         console.say(f"phase {number + 1}/{len(phases)}: {_summary(phase, division, network)}")
         started = time.perf_counter()
-        with closing(Feed(pictures, division, number, phase.epochs, console)) as feed:
+        with closing(Feed(pictures, division, number, phase.epochs, console, progress.engine)) as feed:
             feed.prepare()
             prepared = time.perf_counter() - started
-            for record in _train(division, phase, pictures, feed, console):
-                history.append(replace(record, phase=number + 1, epoch=len(history) + 1))
-                on_epoch(history[-1])
-        epochs = [epoch for epoch in history if epoch.phase == number + 1]
+            if checkpoints is not None and not resumed:
+                progress.engine = feed.engine
+                checkpoints.write(progress, state.arrays())
+            _train(division, phase, pictures, feed, state, progress, checkpoints, console, on_epoch)
+        epochs = [epoch for epoch in progress.history if epoch.phase == number + 1]
         console.say(f"  phase {number + 1}: {_account(prepared, epochs, feed.account())}")
-        changed = [name for name, digest in fingerprint(division.unchanging).items() if before[name] != digest]
-        if changed:
-            raise AssertionError(f"frozen weights changed in phase {number + 1}: {', '.join(changed)}")
-    return history
+        after = fingerprint(division.unchanging)
+        if moved := [name for name, value in progress.frozen.items() if after[name] != value]:
+            raise AssertionError(f"frozen weights changed in phase {number + 1}: {', '.join(moved)}")
+    if checkpoints is not None:
+        progress.finished = True
+        checkpoints.write(progress, _State({place: variables[place] for place in sorted(changed)}).arrays())
+    return progress.history
 
 
 def predict(model: keras.Model, split: Split, batch_size: int) -> np.ndarray:
@@ -90,42 +123,132 @@ def strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _train(division: Division, phase: Phase, pictures: Pictures, feed: Feed, console: Console) -> Iterator[Epoch]:
-    """Trains one phase, yielding a record after each epoch, numbered within the phase."""
-    train, validation, data = pictures.train, pictures.validation, pictures.data
-    trained = division.trained
-    variables = trained.trainable_variables
+def stalled(losses: list[float], min_delta: float) -> int:
+    """Epochs since the loss was last lower, by more than `min_delta`, than ever before.
+
+    It and `plateau` compare as Keras's EarlyStopping and ReduceLROnPlateau do, in float32.
+    """
+    best = 0
+    for epoch, loss in enumerate(losses):
+        if np.float32(loss + min_delta) < np.float32(losses[best]):
+            best = epoch
+    return len(losses) - 1 - best
+
+
+def plateau(accuracies: list[float], patience: int) -> bool:
+    """Whether the learning rate falls after the last of these epochs: so many in a row, since the accuracy was last
+    higher than ever before or the learning rate fell, brought nothing better."""
+    best, waited = accuracies[0], 0
+    for value in accuracies[1:]:
+        if np.float32(value) > np.float32(best):
+            best, waited = value, 0
+        else:
+            waited = waited % patience + 1
+    return waited == patience
+
+
+@dataclass
+class _State:
+    """What training has changed and goes on from.
+
+    Attributes:
+        network: variables that train, or did in an earlier phase, by their places in the network.
+        optimizer: of the phase in progress.
+        best: weights of the trained part after the best epoch so far; empty without early stopping.
+    """
+
+    network: dict[int, keras.Variable]
+    optimizer: keras.optimizers.Optimizer | None = None
+    best: list[np.ndarray] = field(default_factory=list)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        values = {name: variable.numpy() for name, variable in self._variables().items()}
+        return values | {f"best/{place}": value for place, value in enumerate(self.best)}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        variables = self._variables()
+        for name, value in arrays.items():
+            if name in variables:
+                variables[name].assign(value)
+            else:
+                self.best.append(value)
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        named = {f"network/{place}": variable for place, variable in self.network.items()}
+        optimizer = [] if self.optimizer is None else self.optimizer.variables
+        return named | {f"optimizer/{place}": variable for place, variable in enumerate(optimizer)}
+
+
+def _decisive(network: Network, phases: list[Phase], pictures: Pictures) -> str:
+    """SHA-256, in hex, of all that the outcome of training follows from."""
+    splits = [pictures.train, pictures.validation]
+    decisive = {
+        "network": [digest(network.model), network.head.to_json()],
+        "phases": [phase.model_dump(mode="json", by_alias=True) for phase in phases],
+        "pictures": [list(zip(split.digests, split.labels.tolist(), strict=True)) for split in splits],
+        "data": pictures.data.model_dump(mode="json", exclude={"path", "data_dir"}),
+        "rounding": None if pictures.cache.use == "off" else pictures.cache.dtype,
+        "settings": pictures.settings,
+        "seed": pictures.seed,
+        "engines": trunk.engines(),
+        "devices": tf.distribute.get_strategy().num_replicas_in_sync,
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _optimizer(division: Division, phase: Phase, pictures: Pictures) -> keras.optimizers.Optimizer:
+    variables = division.trained.trainable_variables
     optimizer = optimizers.optimizer(
         phase,
-        steps_per_epoch=-(-len(train.labels) // data.batch_size),
+        steps_per_epoch=-(-len(pictures.train.labels) // pictures.data.batch_size),
         scales=division.learning_rate_scales,
         names=[variable.name for variable in variables],
     )
     optimizer.build(variables)
-    # Keras's callbacks reach the optimizer, the weights and the stop flag through a compiled model.
-    trained.compile(optimizer=optimizer)
-    trained.stop_training = False
-    callbacks = keras.callbacks.CallbackList(_callbacks(phase), model=trained, epochs=phase.epochs)
+    return optimizer
+
+
+def _train(
+    division: Division,
+    phase: Phase,
+    pictures: Pictures,
+    feed: Feed,
+    state: _State,
+    progress: Progress,
+    checkpoints: Checkpoints | None,
+    console: Console,
+    on_epoch: Callable[[Epoch], None],
+) -> None:
+    """Trains one phase, from where it is to its end."""
+    train, validation, optimizer = pictures.train, pictures.validation, state.optimizer
+    assert optimizer is not None
+    trained = division.trained
+    variables = trained.trainable_variables
     classes = pictures.classes
-    weights = class_weights(train.labels, classes) if data.class_weights == "balanced" else np.ones(classes, np.float32)
+    balanced = pictures.data.class_weights == "balanced"
+    weights = class_weights(train.labels, classes) if balanced else np.ones(classes, np.float32)
     step = _compiled_step(division, optimizer, phase, weights)
     forward = _compiled(trained)
 
-    callbacks.on_train_begin()
-    for epoch in range(phase.epochs):
+    for epoch in range(progress.epoch, phase.epochs):
         with console.bar(f"  epoch {epoch + 1}/{phase.epochs}", len(train.labels)) as advance:
-            started = time.perf_counter()
-            callbacks.on_epoch_begin(epoch)
-            learning_rate = float(optimizer.learning_rate.numpy())
-            totals = np.zeros(3)
-            for batch in feed.epoch(epoch):
-                sums = np.array([float(total) for total in step(*batch)])
-                totals += sums
-                advance(int(sums[2]))
+            started = time.perf_counter() - progress.seconds
+            if progress.batch == 0:
+                progress.learning_rate = float(optimizer.learning_rate.numpy())
+            advance(int(progress.totals[2]))
+            for batch in feed.epoch(epoch, progress.batch):
+                loss, right, count = (float(total) for total in step(*batch))
+                progress.totals = (progress.totals[0] + loss, progress.totals[1] + right, progress.totals[2] + count)
+                progress.batch += 1
+                progress.steps += 1
+                progress.seconds = time.perf_counter() - started
+                advance(int(count))
+                if checkpoints is not None and progress.steps % checkpoints.every == 0:
+                    checkpoints.write(progress, state.arrays())
             trained_for = time.perf_counter() - started
-            callbacks.on_test_begin()
+            last = [variable.numpy() for variable in variables] if phase.ema is not None else []
+            optimizer.finalize_variable_values(variables)  # With phase.ema, their averages take their places.
             logits = np.concatenate([forward(features).numpy() for features in feed.validation()])
-            callbacks.on_test_end()
             if not np.isfinite(logits).all():
                 raise GraftError(
                     f"Training diverged in epoch {epoch + 1} of a phase with learning rate {phase.learning_rate:g}: "
@@ -133,23 +256,39 @@ def _train(division: Division, phase: Phase, pictures: Pictures, feed: Feed, con
                     "phases.*.learning_rate, or set phases.*.clip_norm, e.g. 1.0."
                 )
             probabilities = softmax(logits)
+            loss, right, count = progress.totals
             record = Epoch(
-                phase=1,
-                epoch=epoch + 1,
-                loss=float(totals[0] / totals[2]),
-                accuracy=float(totals[1] / totals[2]),
+                phase=progress.phase + 1,
+                epoch=len(progress.history) + 1,
+                loss=loss / count,
+                accuracy=right / count,
                 validation_loss=log_loss(probabilities, validation.labels),
                 validation_accuracy=accuracy(probabilities, validation.labels),
-                learning_rate=learning_rate,
+                learning_rate=progress.learning_rate,
                 seconds=time.perf_counter() - started,
                 images_per_second=len(train.labels) / trained_for,
             )
             advance(0, note=_figures(record))
-        callbacks.on_epoch_end(epoch, {"val_loss": record.validation_loss, "val_accuracy": record.validation_accuracy})
-        yield record
-        if trained.stop_training:
+        progress.history.append(record)
+        progress.epoch, progress.batch, progress.totals, progress.seconds = epoch + 1, 0, (0.0, 0.0, 0.0), 0.0
+        records = [record for record in progress.history if record.phase == progress.phase + 1]
+        if isinstance(phase.schedule, Plateau) and plateau(
+            [record.validation_accuracy for record in records], phase.schedule.patience
+        ):
+            optimizer.learning_rate = float(optimizer.learning_rate.numpy()) * phase.schedule.factor
+        waited = 0
+        if phase.early_stopping is not None:
+            waited = stalled([record.validation_loss for record in records], phase.early_stopping.min_delta)
+            if waited == 0:
+                state.best = trained.get_weights()
+        on_epoch(record)
+        if phase.early_stopping is not None and waited >= phase.early_stopping.patience:
             break
-    callbacks.on_train_end()
+        if phase.ema is not None and epoch + 1 < phase.epochs:
+            for variable, value in zip(variables, last, strict=True):
+                variable.assign(value)
+    if state.best:
+        trained.set_weights(state.best)
 
 
 def _compiled_step(
@@ -217,33 +356,6 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     """float32 [C]: n / (C n_c), so that every class weighs the same and the mean weight over pictures is 1."""
     counts = np.bincount(labels, minlength=classes)
     return (len(labels) / (classes * np.maximum(counts, 1))).astype(np.float32)
-
-
-def _callbacks(phase: Phase) -> list[keras.callbacks.Callback]:
-    callbacks: list[keras.callbacks.Callback] = []
-    if phase.ema is not None:  # First, so that the others see the averaged weights at the end of an epoch.
-        callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
-    if isinstance(phase.schedule, Plateau):
-        callbacks.append(
-            keras.callbacks.ReduceLROnPlateau(
-                monitor="val_accuracy",
-                mode="max",
-                factor=phase.schedule.factor,
-                patience=phase.schedule.patience,
-                min_delta=0.0,
-            )
-        )
-    if phase.early_stopping is not None:
-        callbacks.append(
-            keras.callbacks.EarlyStopping(
-                monitor="val_loss",
-                mode="min",
-                patience=phase.early_stopping.patience,
-                min_delta=phase.early_stopping.min_delta,
-                restore_best_weights=True,
-            )
-        )
-    return callbacks
 
 
 def _summary(phase: Phase, division: Division, network: Network) -> str:

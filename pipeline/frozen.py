@@ -91,6 +91,7 @@ class Frozen:
         store: Store | None,
         trial: Split,
         console: Console,
+        engine: str | None = None,
     ) -> None:
         """
         Args:
@@ -101,6 +102,7 @@ class Frozen:
             store: where they are kept; None where they are not.
             trial: its first pictures are what engines are compared on.
             console: hears of trouble.
+            engine: what is to compute them, where that has been chosen: engines round differently.
         """
         assert division.frozen is not None
         self.kept = False
@@ -117,10 +119,15 @@ class Frozen:
         if store is not None:
             own = {"cut": division.cut, "shape": list(self._shape), "weights": digest(division.frozen), "dtype": dtype}
             self._settings = settings | own
-        self._engine: str | None = None
+        self._engine = engine
         self._space = 0
         self._forward: trunk.Forward | None = None
         self._starting, self._counting = Lock(), Lock()
+
+    @property
+    def engine(self) -> str:
+        """What computes the layers, here or when the store was filled."""
+        return self._engine or self.forward.engine
 
     @property
     def forward(self) -> trunk.Forward:
@@ -215,11 +222,11 @@ class Frozen:
         ]
 
     def _enter(self, store: Store) -> None:
-        """Finds the engine: the one that was chosen for these layers before, or else the fastest that agrees now.
+        """Finds the engine: the one given, or chosen for these layers before, or else the fastest that agrees now.
 
         A space has a speed from when its engine was chosen on.
         """
-        for engine in trunk.engines():
+        for engine in trunk.engines() if self._engine is None else (self._engine,):
             space = store.space(self._settings | {"engine": engine})
             if store.speed(space) is not None:
                 self._engine, self._space = engine, space

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,8 +24,8 @@ from pipeline.decoded import Decoded, PixelFile, pixel_settings
 from pipeline.errors import DataError
 from pipeline.parallel import WORKERS, in_order
 from pipeline.pixels import BadImage, PixelSpec, decode
-from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName, listed
-from pipeline.splits import Quarantined, Split, Splits
+from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName
+from pipeline.splits import Quarantined, Split, Splits, check_splits
 
 
 class Known(Protocol):
@@ -77,7 +78,11 @@ def ingest(
         )
     pictures = _without_contradictions(read)
     good = [picture for picture in pictures if picture.reason is None]
-    quarantine = tuple(Quarantined(picture.name, picture.reason) for picture in pictures if picture.reason is not None)
+    quarantine = tuple(
+        Quarantined(picture.name, picture.reason, picture.label, picture.digest)
+        for picture in pictures
+        if picture.reason is not None
+    )
     write_quarantine(quarantine_file, quarantine)
     _check_quarantine(quarantine, len(pictures), data, quarantine_file)
     if quarantine:
@@ -89,9 +94,9 @@ def ingest(
     decoded = np.array([picture.decoded for picture in pictures], bool)
     pixels = Decoded(file, source, spec, [picture.digest for picture in pictures], decoded)
     splits = {name: _split(name, good, places, source.classes, pixels) for name in SPLIT_NAMES}
-    notes = source.notes + _copies(good, given) + _check_splits(splits, source.classes)
-    digest = _digest(splits, source.classes)
-    return Splits(source.classes, **splits, quarantine=quarantine, notes=notes, digest=digest, source=source)
+    notes = source.notes + _copies(good, given) + check_splits(splits, source.classes)
+    train, validation, test = (splits[name] for name in SPLIT_NAMES)
+    return Splits(source.classes, train, validation, test, quarantine, notes, source)
 
 
 def split_of(digest: str, given: SplitName | None, brings: Collection[SplitName], data: Data) -> SplitName:
@@ -147,13 +152,16 @@ def write_quarantine(path: Path, quarantine: Iterable[Quarantined]) -> None:
 
 
 def write_splits(path: Path, splits: Splits) -> None:
-    """Writes a CSV file with the columns path, label, split, sha256."""
+    """Writes a CSV file of all pictures with the columns path, label, split, sha256, reason; what is in no split has a
+    reason for it."""
     rows = (
-        (name, splits.classes[label], split.name, digest)
+        (name, splits.classes[label], split.name, digest, "")
         for split in splits.all
         for name, label, digest in zip(split.names, split.labels, split.digests, strict=True)
     )
-    _write_csv(path, ("path", "label", "split", "sha256"), rows)
+    held = ((item.name, item.label, "", item.digest, item.reason) for item in splits.held)
+    bad = ((item.name, item.label, "", item.digest, item.reason) for item in splits.quarantine)
+    _write_csv(path, ("path", "label", "split", "sha256", "reason"), chain(rows, held, bad))
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -284,46 +292,8 @@ def _split(
 ) -> Split:
     number = {label: i for i, label in enumerate(classes)}
     mine = [picture for picture, place in zip(good, places, strict=True) if place == name]
-    return Split(
-        name,
-        np.array([number[picture.label] for picture in mine], np.int32),
-        tuple(picture.name for picture in mine),
-        tuple(picture.digest for picture in mine),
-        np.array([picture.position for picture in mine], np.int64),
-        pixels,
-    )
-
-
-def _check_splits(splits: dict[SplitName, Split], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuses splits that cannot be trained or tested on; notes for those that are merely poor."""
-    notes = []
-    for name, split in splits.items():
-        present = set(split.labels.tolist())
-        absent = [label for i, label in enumerate(classes) if i not in present]
-        sizes = ", ".join(f"{other} {len(splits[other])}" for other in SPLIT_NAMES)
-        if not len(split):
-            raise DataError(
-                f"The {name} split is empty (pictures: {sizes}). Add pictures, change data.validation_fraction and "
-                "data.test_fraction, or bring splits of your own as folders or a column of a CSV file."
-            )
-        if absent and name == "train":
-            raise DataError(
-                f"Nothing is left to learn {listed(absent)} from: no such picture is in the train split (pictures: "
-                f"{sizes}). Add pictures, lower data.validation_fraction and data.test_fraction, bring splits of your "
-                "own, or leave the class out with data.classes."
-            )
-        if absent:
-            notes.append(f"The {name} split has no picture of {listed(absent)}.")
-    return tuple(notes)
-
-
-def _digest(splits: dict[SplitName, Split], classes: tuple[str, ...]) -> str:
-    lines = [
-        f"{digest} {name} {classes[label]}\n"
-        for name, split in splits.items()
-        for digest, label in zip(split.digests, split.labels, strict=True)
-    ]
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    rows = [(picture.position, number[picture.label], picture.name, picture.digest) for picture in mine]
+    return Split.of_rows(name, rows, pixels)
 
 
 def _mean(split: Split) -> np.ndarray:

@@ -38,6 +38,7 @@ class Network:
         pool: feature maps to features [N, D]; it has no weights.
         head: features to logits.
         model: all four: float32 [N, H, W, 3] in 0..255 to float32 [N, C].
+        embedding: the same, giving the features [N, D] that the head takes, and the logits.
         block_end: where the backbone's blocks end, from its row of the table.
     """
 
@@ -46,6 +47,7 @@ class Network:
     pool: keras.Layer
     head: keras.Model
     model: keras.Model
+    embedding: keras.Model
     block_end: str
 
 
@@ -103,7 +105,9 @@ def build(backbone: keras.Model, row: Backbone, mean: np.ndarray | None, head: H
     pool = _POOLINGS[pooling](name=f"{pooling}_pool")
     features = pool(backbone(normalise(pixels)))
     top = _head(features.shape[-1], head, classes)
-    return Network(normalise, backbone, pool, top, keras.Model(pixels, top(features), name="graft"), row.block_end)
+    logits = top(features)
+    model, embedding = keras.Model(pixels, logits, name="graft"), keras.Model(pixels, [features, logits])
+    return Network(normalise, backbone, pool, top, model, embedding, row.block_end)
 
 
 def check_phases(backbone: keras.Model, row: Backbone, phases: list[Phase]) -> None:

@@ -3,13 +3,13 @@
 Stages know nothing of this; `run.py` hands their results over.
 """
 
+import fcntl
 import io
 import json
 import shlex
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,35 +24,71 @@ from pipeline import artifacts, report
 from pipeline.artifacts import BackboneIdentity, Epoch, Manifest, Parity, RunRecord
 from pipeline.backbones.weights import digest, started_from
 from pipeline.config import RunConfig
-from pipeline.config_file import dump
+from pipeline.config_file import dump, load
 from pipeline.console import Console
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError, GraftError
 from pipeline.evaluate import Report, write_predictions
 from pipeline.ingest import write_splits
 from pipeline.metrics import softmax
 from pipeline.model import Network
 from pipeline.pixels import VERSION, PixelSpec
 from pipeline.splits import Splits
+from pipeline.testset import FrozenTest
 from pipeline.tracking import Tracker, resolve_uri, without_password
 
 # What MLflow gets of the run's folder. The weights are in the model.
-_LOGGED = ("*.yaml", "*.csv", "*.png", "report.html", "report.json", "history.json")
+_LOGGED = ("*.yaml", "*.csv", "*.png", "report.html", "report.json", "history.json", "test-set.json")
+
+
+def config_of(run_dir: Path) -> RunConfig:
+    """The config that a run was started with; `weights: run:NAME` stands for the run that it stood for then.
+
+    Raises:
+        ConfigError: the folder is not a run's, or the run has ended well.
+    """
+    try:
+        record = RunRecord.read(run_dir / "run.json")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{run_dir} is not the folder of a run that can be resumed: it must hold a run.json. Give a "
+            "folder <output_dir>/<name>/<time>, as graft run prints it at its start."
+        ) from error
+    if record.status == "finished":
+        raise ConfigError(
+            f"The run {run_dir} has finished: there is nothing to resume. Its report is {run_dir / 'report.html'}."
+        )
+    start = record.started_from
+    overrides = [] if start is None else [f"backbone.weights=run:{Path(start).name}"]
+    return load(run_dir / "config.yaml", overrides)
 
 
 @contextmanager
-def recorded(config: RunConfig, console: Console) -> Iterator["Recording"]:
+def recorded(config: RunConfig, console: Console, run_dir: Path | None = None) -> Iterator["Recording"]:
     """A run's folder and its MLflow run, from start to end, however it ends.
+
+    Args:
+        config: the run's.
+        console: hears where the folder is.
+        run_dir: the folder to make, or that of a run to go on with. Default: a new one.
 
     Raises:
         ConfigError: the run's folder or the exported model's cannot be made.
+        GraftError: another process is working on that run.
     """
-    recording = Recording(config, console)
-    try:
-        yield recording
-    except BaseException as error:
-        recording.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
-        raise
-    recording.end("FINISHED")
+    folder = run_dir or artifacts.new_folder(Path(config.output_dir).resolve() / config.name)
+    _make_folders(config, folder)
+    with (folder / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GraftError(f"The run {folder} is being worked on by another process. Wait for it to end.") from None
+        recording = Recording(config, folder, console)
+        try:
+            yield recording
+        except BaseException as error:
+            recording.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
+            raise
+        recording.end("FINISHED")
 
 
 class Recording:
@@ -65,39 +101,56 @@ class Recording:
         record: what `run.json` will say.
     """
 
-    def __init__(self, config: RunConfig, console: Console) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, console: Console) -> None:
         uri = resolve_uri(config)
-        stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-        self.run_dir = Path(config.output_dir).resolve() / config.name / stamp
-        _make_folders(config, self.run_dir)
+        self.run_dir = run_dir
         self.scratch = self.run_dir / "scratch"
         self.quarantine = self.run_dir / "quarantine.csv"
-        start = started_from(config.backbone, Path(config.output_dir))
-        self.record = RunRecord(
-            name=config.name,
-            status="running",
-            run_dir=str(self.run_dir),
-            started_at=_now(),
-            tracking_uri=without_password(uri),
-            backbone=BackboneIdentity(name=config.backbone.name, options=config.backbone.options),
-            started_from=None if start is None else str(start),
-        )
         self._config, self._console = config, console
         self._code = artifacts.code()
         self._history: list[Epoch] = []
+        self._test_set: str | None = None
         # Shown and shared, so it holds no password; what was tracked where is not what makes a run.
         self._shown = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": None})})
-        artifacts.write_atomically(self.run_dir / "config.yaml", dump(self._shown))
-        self.record.write(self.run_dir / "run.json")
+        if (self.run_dir / "run.json").is_file():
+            self._go_on()
+        else:
+            start = started_from(config.backbone, Path(config.output_dir))
+            self.record = RunRecord(
+                name=config.name,
+                status="running",
+                run_dir=str(self.run_dir),
+                started_at=_now(),
+                tracking_uri=without_password(uri),
+                backbone=BackboneIdentity(name=config.backbone.name, options=config.backbone.options),
+                started_from=None if start is None else str(start),
+            )
+            artifacts.write_atomically(self.run_dir / "config.yaml", dump(self._shown))
+            self.record.write(self.run_dir / "run.json")
         experiment = config.tracking.experiment or config.name
-        self._tracker = Tracker(self.run_dir, uri, experiment, stamp, console)
+        self._tracker = Tracker(self.run_dir, uri, experiment, self.run_dir.name, console)
         self._tracker.params(config.flat())
-        self._tracker.tags({"graft.code_digest": self._code.digest})
+        self._tracker.tags({"graft.code_digest": self._code.digest, "graft.run_dir": str(self.run_dir)})
         if self._code.commit:
             self._tracker.tags({"graft.code_commit": self._code.commit})
         if self.record.started_from:
             self._tracker.tags({"graft.started_from": self.record.started_from})
         console.say(f"run {self.run_dir}")
+
+    def _go_on(self) -> None:
+        """Takes up what a run that was killed has recorded."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        record = RunRecord.read(self.run_dir / "run.json")
+        self.record = record.model_copy(update={"status": "running", "finished_at": None, "error": None})
+        self.record.write(self.run_dir / "run.json")
+        history = self.run_dir / "history.json"
+        if history.is_file():
+            self._history = [Epoch(**epoch) for epoch in json.loads(history.read_text(encoding="utf-8"))]
+
+    @property
+    def model_dir(self) -> Path:
+        """Of the run's own copy of the exported model."""
+        return self.run_dir / artifacts.MODEL
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -107,7 +160,17 @@ class Recording:
         self._update(seconds=self.record.seconds | {name: round(time.perf_counter() - started, 3)})
 
     def data(self, splits: Splits, mean: np.ndarray | None) -> None:
-        """Records the splits, what was quarantined, and what is subtracted."""
+        """Records the splits, what was quarantined, and what is subtracted.
+
+        Raises:
+            DataError: the run was killed and goes on, and the data is no longer what it was.
+        """
+        if self.record.data_digest not in (None, splits.digest):
+            raise DataError(
+                f"The run {self.run_dir} cannot go on: the data has changed since it began, and half of a training on "
+                "other pictures is no training. Put the data back as it was, or start a new run."
+            )
+        self._update(data_digest=splits.digest)
         self._splits, self._mean = splits, mean
         write_splits(self.run_dir / "splits.csv", splits)
         if mean is not None:
@@ -128,11 +191,9 @@ class Recording:
         self._console.say(f"{sizes}; {len(splits.classes)} classes; {len(splits.quarantine)} quarantined")
 
     def epoch(self, epoch: Epoch) -> None:
-        """Records one epoch, on one axis across phases."""
-        self._history.append(epoch)
-        artifacts.write_atomically(
-            self.run_dir / "history.json", json.dumps([asdict(epoch) for epoch in self._history], indent=2)
-        )
+        """Records one epoch, on one axis across phases; one that was recorded before the run was killed is known."""
+        if epoch.epoch <= len(self._history):
+            return
         self._tracker.metrics(
             {
                 "train/loss": epoch.loss,
@@ -145,6 +206,10 @@ class Recording:
                 "phase": epoch.phase,
             },
             step=epoch.epoch,
+        )
+        self._history.append(epoch)
+        artifacts.write_atomically(
+            self.run_dir / "history.json", json.dumps([asdict(epoch) for epoch in self._history], indent=2)
         )
 
     def network(self, network: Network) -> None:
@@ -166,12 +231,17 @@ class Recording:
         figures |= {"test/accuracy_low": low, "test/accuracy_high": high, "temperature": scores.temperature}
         self._tracker.metrics(figures, step=len(self._history))
 
-    def manifest(self, spec: PixelSpec, version: int, parity: Parity) -> Manifest:
-        """What is published beside the model."""
-        self._parity = parity
-        return Manifest(
+    def test_set(self, test_set: FrozenTest) -> None:
+        """Keeps the frozen test set that the run is judged on."""
+        test_set.write(self.run_dir / "test-set.json")
+        self._test_set = test_set.identity
+        self._tracker.tags({"graft.test_set": test_set.identity})
+
+    def exported(self, spec: PixelSpec, parity: Parity) -> None:
+        """Describes the exported model beside it, in the run's folder."""
+        manifest = Manifest(
             name=self._config.name,
-            version=version,
+            version=0,
             created_at=_now(),
             classes=list(self._splits.classes),
             pixels=spec,
@@ -185,11 +255,20 @@ class Recording:
             code=self._code,
             mlflow_run_id=self._tracker.run_id,
             started_from=self.record.started_from,
+            run=self.run_dir.name,
+            test_set=self._test_set,
         )
+        manifest.write(self.model_dir / "manifest.json")
+        # So that what a champion learned from is known wherever the champion is.
+        shutil.copy(self.run_dir / "splits.csv", self.model_dir / artifacts.LEARNED_FROM)
 
-    def model(self, export_dir: Path) -> None:
-        """Records the published model, draws the report, and hands everything to MLflow."""
-        self._update(export_dir=str(export_dir.resolve()))
+    def published(self, export_dir: Path) -> None:
+        """Records where servers find the model."""
+        self._update(export_dir=str(export_dir))
+
+    def report(self) -> None:
+        """Draws the report, and hands everything to MLflow."""
+        export_dir = self.record.export_dir
         report.write(
             self.run_dir,
             self._config.name,
@@ -198,7 +277,7 @@ class Recording:
             self._mean,
             config=dump(self._shown),
             facts={
-                "exported model": str(export_dir),
+                "exported model": export_dir or f"{self.model_dir}, not published",
                 "MLflow store": self.record.tracking_uri,
                 "MLflow run": self._tracker.run_id or "not delivered yet",
                 "data digest": self._splits.digest,
@@ -210,7 +289,17 @@ class Recording:
         )
         for path in sorted(path for pattern in _LOGGED for path in self.run_dir.glob(pattern)):
             self._tracker.artifact(path)
-        self._tracker.model(export_dir, self._config.name, example=self._example())
+        self._tracker.model(self.model_dir, self._config.name, example=self._example())
+        if self._test_set is None:  # Else the gate decides.
+            self._tracker.version(self._config.name, self._version_tags())
+
+    def _version_tags(self) -> dict[str, str]:
+        """What the registry says of this model."""
+        tags = {"graft.data_digest": self._splits.digest, "graft.run_dir": str(self.run_dir)}
+        if self.record.export_dir is not None:
+            export_dir = Path(self.record.export_dir)
+            tags |= {"graft.export_dir": str(export_dir), "graft.export_version": export_dir.name}
+        return tags
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
         """Ends the run here and in MLflow."""
@@ -243,7 +332,7 @@ def _make_folders(config: RunConfig, run_dir: Path) -> None:
                 f"{key} must be a folder that can be made, or written to: {folder} is not ({error.strerror}). "
                 f"Received: {given}. Choose another {key}, or another name."
             ) from error
-    run_dir.mkdir()
+    run_dir.mkdir(exist_ok=True)
 
 
 def _reason(error: BaseException | None) -> str | None:

@@ -1,15 +1,16 @@
 """One run, from a config to a published model: the whole flow on one screen."""
 
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from pipeline import evaluate, export, finetune, ingest, model
+from pipeline import evaluate, export, finetune, ingest, leakage, model, publish, testset
 from pipeline.activations import opened
 from pipeline.artifacts import RunRecord
 from pipeline.backbones import BACKBONES, weights
+from pipeline.checkpoint import Checkpoints
 from pipeline.config import RunConfig
 from pipeline.console import Console
 from pipeline.feed import Pictures
@@ -18,8 +19,29 @@ from pipeline.recording import recorded
 from pipeline.sources import open_source
 
 
-def run(config: RunConfig, console: Console) -> RunRecord:
-    """Trains, evaluates, exports and records one model.
+@dataclass(frozen=True)
+class Challenge:
+    """What `retrain` asks of a run beyond its config. Such a run is not published: the gate comes first.
+
+    Attributes:
+        test_set: what to test on; None to freeze the run's own test split.
+        head: weights of the head to start from; None for new ones.
+    """
+
+    test_set: testset.FrozenTest | None
+    head: Path | None
+
+
+def run(
+    config: RunConfig, console: Console, run_dir: Path | None = None, challenge: Challenge | None = None
+) -> RunRecord:
+    """Trains, evaluates, exports and records one model, and publishes it unless a champion is to be challenged.
+
+    Args:
+        config: all that decides the run.
+        console: hears how it goes.
+        run_dir: the folder of a run that was killed and goes on, or to make. Default: a new one.
+        challenge: what `retrain` asks.
 
     Returns:
         What `run.json` in the run's folder says.
@@ -36,15 +58,27 @@ def run(config: RunConfig, console: Console) -> RunRecord:
         backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
         model.check_phases(backbone, row, config.phases)
 
-        with recorded(config, console) as recording, opened(config.cache, Path(config.cache_dir), console) as store:
+        with (
+            recorded(config, console, run_dir) as recording,
+            opened(config.cache, Path(config.cache_dir), console) as store,
+        ):
             with recording.stage("ingest"):
                 splits = ingest.ingest(data, source, spec, recording.scratch, recording.quarantine, store, console)
+            if challenge is not None:
+                with recording.stage("guard"):
+                    splits, test_set = leakage.guarded(
+                        config, splits, challenge.test_set, backbone, spec, store, recording.run_dir, console
+                    )
+                    recording.test_set(test_set)
+            with recording.stage("train"):
                 mean = ingest.mean_to_subtract(data.mean_subtraction, splits.train)
                 recording.data(splits, mean)
-            with recording.stage("train"):
                 network = model.build(backbone, row, mean, config.head, len(splits.classes))
+                if challenge is not None and challenge.head is not None:
+                    network.head.load_weights(challenge.head)
                 pictures = Pictures.of(config, splits, spec, store)
-                finetune.finetune(network, config.phases, pictures, console, recording.epoch)
+                checkpoints = Checkpoints(recording.run_dir / "checkpoint", config.checkpoint.every)
+                finetune.finetune(network, config.phases, pictures, checkpoints, console, recording.epoch)
                 recording.network(network)
             with recording.stage("evaluate"):
                 validation_logits = finetune.predict(network.model, splits.validation, data.batch_size)
@@ -55,12 +89,19 @@ def run(config: RunConfig, console: Console) -> RunRecord:
                 )  # fmt: skip
                 recording.scores(scores, test_logits)
             with recording.stage("export"):
-                export_dir = export.export(
-                    network.model, scores.temperature, splits.classes, spec, export.TestPictures.of(splits),
-                    config.name, Path(config.export.dir), partial(recording.manifest, spec), console,
+                parity = export.export(
+                    network.embedding, scores.temperature, splits.classes, spec, export.TestPictures.of(splits),
+                    config.name, recording.model_dir, console,
                 )  # fmt: skip
+                export.write_reference(
+                    network.embedding, scores.temperature, splits, data.batch_size, recording.model_dir
+                )
+                recording.exported(spec, parity)
+                home = Path(config.export.dir).resolve() / config.name
+                if challenge is None and publish.champion(home) is None:
+                    recording.published(publish.publish(recording.model_dir, home))
             with recording.stage("report"):
-                recording.model(export_dir)
+                recording.report()
     return recording.record
 
 

@@ -3,22 +3,36 @@
 Shape letters: N pictures, H height, W width.
 """
 
-from collections.abc import Generator, Iterator
+import hashlib
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from pipeline.decoded import Decoded, examples_at, unchanged
-from pipeline.sources.base import Source, SplitName
+from pipeline.errors import DataError
+from pipeline.sources.base import SPLIT_NAMES, Source, SplitName, listed
 
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A picture that is left out, and why."""
+    """A picture that is left out, and why. Without a digest where it cannot even be read."""
 
     name: str
+    reason: str
+    label: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A good picture that is in no split now, and why."""
+
+    name: str
+    label: str
+    digest: str
     reason: str
 
 
@@ -41,6 +55,18 @@ class Split:
     digests: tuple[str, ...]
     positions: np.ndarray = field(repr=False)
     pixels: Decoded = field(repr=False)
+
+    @classmethod
+    def of_rows(cls, name: SplitName, rows: list[tuple[int, int, str, str]], pixels: Decoded) -> "Split":
+        """From each picture's position, label, name and digest, by ascending position."""
+        return cls(
+            name,
+            np.array([label for _, label, _, _ in rows], np.int32),
+            tuple(name for _, _, name, _ in rows),
+            tuple(digest for _, _, _, digest in rows),
+            np.array([position for position, _, _, _ in rows], np.int64),
+            pixels,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,8 +129,8 @@ class Splits:
         test: what the final figures are taken on.
         quarantine: what was left out.
         notes: sentences for the user on how the data was used.
-        digest: SHA-256 hex digest over every picture's content, label and split; the order does not matter.
         source: where the pictures came from.
+        held: what is kept out of the splits, though it is good.
     """
 
     classes: tuple[str, ...]
@@ -113,12 +139,48 @@ class Splits:
     test: Split
     quarantine: tuple[Quarantined, ...]
     notes: tuple[str, ...]
-    digest: str
     source: Source = field(repr=False)
+    held: tuple[Held, ...] = ()
 
     @property
     def all(self) -> tuple[Split, Split, Split]:
         return self.train, self.validation, self.test
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 hex digest over every picture's content, label and split; the order does not matter."""
+        lines = [
+            f"{digest} {split.name} {self.classes[label]}\n"
+            for split in self.all
+            for digest, label in zip(split.digests, split.labels, strict=True)
+        ]
+        return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+    def moved(self, places: Mapping[str, SplitName], held: Mapping[str, str]) -> "Splits":
+        """The same pictures, some of them elsewhere.
+
+        Args:
+            places: by SHA-256 hex digest, the split that a picture goes to. The others stay where they are.
+            held: by digest, why a picture is taken out of the splits.
+
+        Raises:
+            DataError: nothing is left of a split, or of a class in train.
+        """
+        rows: dict[SplitName, list[tuple[int, int, str, str]]] = {name: [] for name in SPLIT_NAMES}
+        out = list(self.held)
+        for split in self.all:
+            for row in zip(split.positions.tolist(), split.labels.tolist(), split.names, split.digests, strict=True):
+                _, label, name, digest = row
+                if digest in held:
+                    out.append(Held(name, self.classes[label], digest, held[digest]))
+                else:
+                    rows[places.get(digest, split.name)].append(row)
+        pixels = self.train.pixels
+        splits = {name: Split.of_rows(name, sorted(rows[name]), pixels) for name in SPLIT_NAMES}
+        check_splits(splits, self.classes)
+        return replace(
+            self, train=splits["train"], validation=splits["validation"], test=splits["test"], held=tuple(out)
+        )
 
     def encoded(self, split: Split, rows: np.ndarray) -> Iterator[bytes]:
         """Reads encoded pictures from the source again, one at a time.
@@ -134,3 +196,26 @@ class Splits:
         """
         for row, example in zip(rows, examples_at(self.source, split.positions[rows]), strict=True):
             yield unchanged(example, split.digests[row])
+
+
+def check_splits(splits: dict[SplitName, Split], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses, by DataError, splits that cannot be trained or tested on; notes for those that are merely poor."""
+    notes = []
+    for name, split in splits.items():
+        present = set(split.labels.tolist())
+        absent = [label for i, label in enumerate(classes) if i not in present]
+        sizes = ", ".join(f"{other} {len(splits[other])}" for other in SPLIT_NAMES)
+        if not len(split):
+            raise DataError(
+                f"The {name} split is empty (pictures: {sizes}). Add pictures, change data.validation_fraction and "
+                "data.test_fraction, or bring splits of your own as folders or a column of a CSV file."
+            )
+        if absent and name == "train":
+            raise DataError(
+                f"Nothing is left to learn {listed(absent)} from: no such picture is in the train split (pictures: "
+                f"{sizes}). Add pictures, lower data.validation_fraction and data.test_fraction, bring splits of your "
+                "own, or leave the class out with data.classes."
+            )
+        if absent:
+            notes.append(f"The {name} split has no picture of {listed(absent)}.")
+    return tuple(notes)

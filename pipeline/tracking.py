@@ -11,7 +11,8 @@ delivering. Each line can be replayed without harm, so a crash at any moment cos
     dataset             name, digest, source_type, source, profile, context
     artifact            path, relative to run_dir; folder
     model               export_dir, absolute; name; example, base64
-    status              status, time; the last line
+    version             name, tags: the model becomes a registered version
+    status              status, time; the last line, unless a run that was killed goes on, or is judged later
 
 Times are milliseconds since 1970. How far the journal was delivered stands in `run_dir/tracking.state.json`.
 """
@@ -129,10 +130,10 @@ class Tracker:
         console: Console,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts the journal of a run.
+        """Starts the journal of a run, or goes on with the one there is. What that says already is not said again.
 
         Args:
-            run_dir: the run's folder; it exists and holds no journal.
+            run_dir: the run's folder; it exists.
             uri: as `resolve_uri` gives it.
             experiment: MLflow experiment, created where missing.
             run_name: the name MLflow shows.
@@ -146,9 +147,15 @@ class Tracker:
         self._clock = clock
         self._wait_s = 0.0
         self._retry_at = -math.inf
+        self._said: set[str] = set()
         # A tracking URI may hold a password.
-        (self._run_dir / JOURNAL).touch(mode=0o600, exist_ok=False)
-        self._append("run", id=uuid.uuid4().hex, uri=uri, experiment=experiment, name=run_name, time=_now_ms())
+        (self._run_dir / JOURNAL).touch(mode=0o600)
+        earlier = _mended(self._run_dir / JOURNAL)
+        self._said = {_gist(record) for record in earlier}
+        if not earlier:
+            self._append("run", id=uuid.uuid4().hex, uri=uri, experiment=experiment, name=run_name, time=_now_ms())
+        elif earlier[-1]["kind"] == "status":
+            self._append("status", status="RUNNING", time=_now_ms())
 
     @property
     def run_id(self) -> str | None:
@@ -201,17 +208,21 @@ class Tracker:
         self._append("artifact", path=str(path.resolve().relative_to(self._run_dir)), folder=folder)
 
     def model(self, export_dir: Path, name: str, example: bytes) -> None:
-        """Logs an exported model and registers it.
+        """Logs an exported model.
 
         Args:
             export_dir: the SavedModel. Its signature `serving_default` takes `image_bytes` (string [N]) to
                 `probabilities` (float32 [N, C]), `label` (string [N]) and `score` (float32 [N]).
-            name: of the registered model, created where missing.
+            name: of the model.
             example: one encoded picture, the model's input example; small, for the journal holds it.
         """
         self._append(
             "model", export_dir=str(export_dir.resolve()), name=name, example=base64.b64encode(example).decode()
         )
+
+    def version(self, name: str, tags: Mapping[str, str]) -> None:
+        """Registers the logged model as a version of the registered model `name`, created where missing."""
+        self._append("version", name=name, tags=dict(tags))
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Ends the run, and says how to deliver later what could not be delivered now."""
@@ -219,8 +230,12 @@ class Tracker:
         self._append("status", status=status, time=_now_ms())
 
     def _append(self, kind: str, **fields: Any) -> None:
+        record = {"kind": kind, **fields}
+        # A file may have changed since, and a run may end more than once.
+        if kind not in ("artifact", "status") and _gist(record) in self._said:
+            return
         with (self._run_dir / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps({"kind": kind, **fields}, allow_nan=False) + "\n")
+            journal.write(json.dumps(record, allow_nan=False) + "\n")
         if self._clock() < self._retry_at:
             return
         try:
@@ -326,6 +341,32 @@ def sync(run_dir: Path, console: Console) -> Delivery:
     return delivery
 
 
+def is_delivered(run_dir: Path) -> bool:
+    """Whether MLflow has all that a run recorded."""
+    journal = run_dir / JOURNAL
+    return not journal.is_file() or len(_mended(journal)) <= _read_state(run_dir).delivered
+
+
+def remove_run(run_dir: Path) -> None:
+    """Marks a run as deleted in MLflow; nothing happens where it never was there.
+
+    Raises:
+        TrackingError: MLflow is away or refuses.
+    """
+    state = _read_state(run_dir)
+    if state.run_id is None:
+        return
+    uri = _read_journal(run_dir / JOURNAL)[0]["uri"]
+    try:
+        connect(uri).delete_run(state.run_id)
+    except Exception as error:  # As in `deliver`.
+        if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return  # Deleted in MLflow's own pages.
+        raise TrackingError(
+            f"MLflow at {without_password(uri)} did not remove the run {state.run_id}: {_reason(error)}."
+        ) from error
+
+
 def _open_run(client: Any, header: dict[str, Any]) -> str:
     """The run that belongs to a journal: the one that an interrupted delivery created, or a new one."""
     experiment = client.get_experiment_by_name(header["experiment"])
@@ -386,7 +427,7 @@ def _send_artifact(target: _Target, record: dict[str, Any]) -> None:
 
 
 def _send_model(target: _Target, record: dict[str, Any]) -> None:
-    client, run_id, name = target.client, target.run_id, record["name"]
+    client, run_id = target.client, target.run_id
     export_dir = Path(record["export_dir"])
     if not export_dir.is_dir():
         target.console.warn(f"The exported model {export_dir} is no longer there and could not be brought to MLflow.")
@@ -405,17 +446,15 @@ def _send_model(target: _Target, record: dict[str, Any]) -> None:
 
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    versions = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if v.name == name]
-    version = (
-        versions[0]
-        if versions
-        else client.create_model_version(name, model.artifact_location, run_id, model_id=model.model_id)
+
+def _send_version(target: _Target, record: dict[str, Any]) -> None:
+    from pipeline.registry import register_logged_model
+
+    found = target.client.search_logged_models(
+        [target.client.get_run(target.run_id).info.experiment_id], f"source_run_id = '{target.run_id}'"
     )
-    # MLflow's own link from the logged model to the registered one.
-    link = json.dumps([{"name": name, "version": version.version}])
-    client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
+    if found:  # Else the exported model had gone, which was said.
+        register_logged_model(target.client, record["name"], target.run_id, found[0], record["tags"])
 
 
 def _save_model(path: Path, export_dir: Path, example: bytes, logged: Any) -> None:
@@ -452,7 +491,10 @@ def _save_model(path: Path, export_dir: Path, example: bytes, logged: Any) -> No
 
 
 def _send_status(target: _Target, record: dict[str, Any]) -> None:
-    target.client.set_terminated(target.run_id, record["status"], record["time"])
+    if record["status"] == "RUNNING":
+        target.client.update_run(target.run_id, "RUNNING")
+    else:
+        target.client.set_terminated(target.run_id, record["status"], record["time"])
 
 
 _SENDERS: dict[str, Callable[[_Target, dict[str, Any]], None]] = {
@@ -463,6 +505,7 @@ _SENDERS: dict[str, Callable[[_Target, dict[str, Any]], None]] = {
     "dataset": _send_dataset,
     "artifact": _send_artifact,
     "model": _send_model,
+    "version": _send_version,
     "status": _send_status,
 }
 
@@ -477,6 +520,22 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
     if not records:
         raise TrackingError(f"There is nothing to deliver: {path} is empty; the run ended as it began.")
     return records
+
+
+def _mended(path: Path) -> list[dict[str, Any]]:
+    """A journal's records, after cutting off the half line that a killed run may have left at its end."""
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _gist(record: dict[str, Any]) -> str:
+    """What a record says: of figures, which ones at which step, for a repetition takes other seconds."""
+    if record["kind"] == "metrics":
+        return f"metrics {record['step']} {sorted(record['values'])}"
+    return json.dumps({key: value for key, value in record.items() if key != "time"}, sort_keys=True)
 
 
 def _read_state(run_dir: Path) -> _State:

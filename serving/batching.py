@@ -28,6 +28,7 @@ from serving.engines import Model
 from serving.errors import BadRequest, Overloaded, Refusal, TooLarge, TooLate, Unsupported
 from serving.logs import log
 from serving.metrics import Metrics
+from serving.samples import Sampling
 
 DECODE_NICENESS = 10
 ARRIVAL_SECONDS = 0.2
@@ -173,8 +174,16 @@ class Batches:
     """
 
     def __init__(
-        self, name: str, model: Model, at_once: int, max_batch: int, max_wait: float, metrics: Metrics
+        self,
+        name: str,
+        model: Model,
+        at_once: int,
+        max_batch: int,
+        max_wait: float,
+        metrics: Metrics,
+        sampling: Sampling | None = None,
     ) -> None:
+        self._sampling = sampling
         self._model, self._max_batch, self._max_wait = model, max_batch, max_wait
         self._inference, self._sizes = metrics.inference.labels(name), metrics.batch.labels(name)
         self._queue_seconds = metrics.queue
@@ -255,7 +264,7 @@ class Batches:
     def _results(self, batch: list[Picture], now: float) -> Sequence[np.ndarray | Exception]:
         try:
             pixels = np.stack([picture.pixels for picture in batch if picture.pixels is not None])
-            results = list(self._model.probabilities(pixels, max(picture.job.deadline for picture in batch) - now))
+            results = list(self._probabilities(pixels, max(picture.job.deadline for picture in batch) - now))
             assert len(results) == len(batch)
             return results
         except Refusal as error:
@@ -263,6 +272,13 @@ class Batches:
         except Exception as error:  # Whatever an engine may raise ends these requests, not this thread.
             log.exception("the engine failed")
             return [error] * len(batch)
+
+    def _probabilities(self, pixels: np.ndarray, seconds: float) -> np.ndarray:
+        if self._sampling is None or not (chosen := self._sampling.choose(len(pixels))):
+            return self._model.probabilities(pixels, seconds)
+        found, embeddings = self._model.embedded(pixels, seconds)
+        self._sampling.keep(found[chosen], embeddings[chosen])
+        return found
 
 
 class Queue:

@@ -55,6 +55,13 @@ class Metrics:
             "graft_model_loads", "Attempts to load a version, by result.", ["model", "result"], registry=registry
         )
 
+        self.samples = Counter(
+            "graft_samples",
+            "Pictures chosen for the log of samples: written, dropped as the queue was full, failed to be written.",
+            ["model", "result"],
+            registry=registry,
+        )
+
     def text(self) -> bytes:
         found: bytes = generate_latest(self._registry)
         return found

@@ -15,6 +15,7 @@ from serving.engines import ENGINES
 from serving.errors import Overloaded, TooLarge, TooLate
 from serving.logs import log
 from serving.metrics import Metrics
+from serving.samples import Sampler
 from serving.settings import Settings
 from serving.versions import Served, Versions
 
@@ -54,7 +55,10 @@ class Service:
         self.parsing = asyncio.Lock()
         self._refused = 0
         self.engine = ENGINES[settings.engine](settings)
-        self.versions = Versions(settings, self.engine, self.metrics)
+        self.sampler = (
+            None if settings.samples is None else Sampler(settings.samples, settings.sample_rate, self.metrics)
+        )
+        self.versions = Versions(settings, self.engine, self.metrics, sampler=self.sampler)
         self.queue = Queue(settings.decode_threads, settings.max_queue, self.metrics)
 
     def start(self) -> None:
@@ -78,6 +82,8 @@ class Service:
         """Blocks until every thread has ended. No request is in flight any more."""
         self.queue.close()
         self.versions.close()
+        if self.sampler is not None:
+            self.sampler.close()
         self.engine.close()
 
     async def classify(self, served: Served, pictures: Sequence[bytes], deadline: float, receive: Receive) -> Results:

@@ -51,6 +51,9 @@ class Settings(BaseModel):
     decode_threads: int = Field(default_factory=_decoders, gt=0, description="pictures decoded at once")
     poll_seconds: Annotated[float, Field(gt=0)] = Field(1, description="between looks for new versions")
 
+    samples: Path | None = Field(None, description="folder for the log of samples that graft watch reads")
+    sample_rate: float = Field(0.1, gt=0, le=1, description="share of the pictures that are kept there")
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if (self.engine == "tfserving") != (self.upstream is not None):

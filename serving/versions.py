@@ -16,12 +16,13 @@ from pipeline.errors import ConfigError, ExportError
 from pipeline.pixels import PixelSpec
 from serving import export
 from serving.batching import CLOSE_SECONDS, Batches
-from serving.engines import Engine, LoadError, Model, NotYet, difference
+from serving.engines import WARMUP_SECONDS, Engine, LoadError, Model, NotYet, difference
 from serving.errors import BadRequest, NotFound, Refusal, Unavailable
 from serving.export import Export
 from serving.logs import log
 from serving.metrics import Metrics
 from serving.models_config import Latest, Specific, Wanted, read, versions
+from serving.samples import Sampler, Sampling
 from serving.settings import Settings
 
 RETRY_SECONDS = 60.0
@@ -95,12 +96,19 @@ class Versions:
         engine: loads them.
         metrics: gets the states.
         clock: seconds, never going back.
+        sampler: gets a sample of the pictures, if there is one.
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, metrics: Metrics, clock: Callable[[], float] = monotonic
+        self,
+        settings: Settings,
+        engine: Engine,
+        metrics: Metrics,
+        clock: Callable[[], float] = monotonic,
+        sampler: Sampler | None = None,
     ) -> None:
         self._settings, self._engine, self._metrics, self._clock = settings, engine, metrics, clock
+        self._sampler = sampler
         self._models: dict[str, _Kept] = {}
         self._failures: dict[tuple[str, int], _Failure] = {}
         self._complaint = ""
@@ -307,6 +315,7 @@ class Versions:
         model = self._engine.load(found)
         try:
             _check(model, found, self._engine, self._settings.max_batch)
+            sampling = self._sampling(found, model)
         except BaseException:
             model.close()
             raise
@@ -317,9 +326,27 @@ class Versions:
             self._settings.max_batch,
             self._settings.max_wait_ms / 1000,
             self._metrics,
+            sampling,
         )
         spec = replace(found.manifest.pixels, max_megapixels=self._settings.max_megapixels)
         return Served(name, found.version, found, spec, model, batches)
+
+    def _sampling(self, found: Export, model: Model) -> Sampling | None:
+        """For pictures of this version, if they are to be sampled and can be."""
+        if self._sampler is None:
+            return None
+        reason = "" if model.embeds else "it was exported before graft kept embeddings"
+        if model.embeds:
+            try:
+                pixels, _ = found.warmup()
+                model.embedded(pixels[:1], WARMUP_SECONDS)  # The first takes longer, and nobody waits for this one.
+            except Exception as error:  # Whatever an engine may raise: the version is served, without samples.
+                reason = str(error) or type(error).__name__
+        if reason:
+            fields = {"model": found.name, "version": found.version, "reason": reason}
+            log.warning("version served without samples", extra={"fields": fields})
+            return None
+        return Sampling(self._sampler, found.name, found.version, found.manifest.classes)
 
     def _find(self, name: str, version: int | None, label: str | None) -> Served:
         kept = self._models.get(name)

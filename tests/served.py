@@ -54,6 +54,15 @@ def add(source, home, version, **manifest):
     return staging.rename(home / str(version))
 
 
+def without_embedding(path):
+    """Takes a version's signature `embedding` away: it is as one exported by an older version of graft."""
+    file = path / "saved_model.pb"
+    saved = serving_pb2.SavedModel.FromString(file.read_bytes())
+    for graph in saved.meta_graphs:
+        graph.signature_def.pop("embedding")
+    file.write_bytes(saved.SerializeToString())
+
+
 def change_warmup(path, change):
     """Has `change` alter each of a version's warm-up records, a PredictionLog."""
     file = path / WARMUP
@@ -111,6 +120,7 @@ class MeansModel:
     """
 
     lost = False
+    embeds = True
 
     def __init__(self, version=1, alter=None):
         self.version, self.alter = version, alter
@@ -132,6 +142,9 @@ class MeansModel:
         assert not self.closed.is_set()
         found = expected(pixels)
         return found if alter is None else alter(found)
+
+    def embedded(self, pixels, seconds):
+        return self.probabilities(pixels, seconds), pixels.mean(axis=(1, 2)).astype(np.float32)
 
     def close(self):
         self.closings += 1

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from ruamel.yaml import YAML
 from tensorflow_serving.config import model_server_config_pb2
 
 from pipeline.__main__ import app
+from pipeline.config_file import load
+from pipeline.errors import ConfigError
+from pipeline.schedule import cron_times
 from serving import models_config
 from serving.engines.tfserving import TensorFlowServing
 from serving.routes import routes
@@ -39,20 +43,30 @@ def documents(text):
 COMPOSE = documents((DEPLOY / "compose.yaml").read_text())[0]["services"]
 
 
-@pytest.fixture(scope="module")
-def built():
-    """By overlay: the objects it makes, by kind and name."""
+def kustomized(folder):
+    """The objects that a folder makes, by kind and name."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed")
-    overlays = {}
-    for overlay in OVERLAYS:
-        result = subprocess.run(
-            [kubectl, "kustomize", KUBERNETES / "overlays" / overlay], capture_output=True, text=True, check=False
-        )
-        assert result.returncode == 0, result.stderr
-        overlays[overlay] = {(each["kind"], each["metadata"]["name"]): each for each in documents(result.stdout)}
-    return overlays
+    result = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return {(each["kind"], each["metadata"]["name"]): each for each in documents(result.stdout)}
+
+
+@pytest.fixture(scope="module")
+def built():
+    """By overlay: the objects it makes, by kind and name."""
+    return {overlay: kustomized(KUBERNETES / "overlays" / overlay) for overlay in OVERLAYS}
+
+
+@pytest.fixture(scope="module")
+def retrain():
+    """The objects beside an overlay that retrain every night."""
+    return kustomized(KUBERNETES / "retrain")
+
+
+def retrain_pod(retrain):
+    return retrain["CronJob", "retrain"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
 
 def pod(built, overlay, name="graft"):
@@ -137,12 +151,13 @@ def test_the_port_is_the_same_everywhere(built):
     assert ports == {str(DEFAULTS.port)}
 
 
-def test_the_user_is_the_same_everywhere(built):
+def test_the_user_is_the_same_everywhere(built, retrain):
     users = set(re.findall(r"--[ug]id (\d+)", DOCKERFILE))
     for both in re.findall(r"^USER (\d+:\d+)$", DOCKERFILE, re.MULTILINE):
         users |= set(both.split(":"))
-    for overlay, name in [("cpu", "graft"), ("gpu", "graft"), ("gpu", "tfserving")]:
-        context = pod(built, overlay, name)["securityContext"]
+    pods = [pod(built, overlay, name) for overlay, name in [("cpu", "graft"), ("gpu", "graft"), ("gpu", "tfserving")]]
+    for spec in [*pods, retrain_pod(retrain)]:
+        context = spec["securityContext"]
         users |= {str(context[key]) for key in ("runAsUser", "runAsGroup")}
     assert users == {"10001"}
 
@@ -372,9 +387,8 @@ def test_there_is_time_to_finish(built):
     assert "tfserving" in COMPOSE["front"]["depends_on"]
 
 
-@pytest.mark.parametrize(("overlay", "name"), [("cpu", "graft"), ("gpu", "graft"), ("gpu", "tfserving")])
-def test_pods_are_confined(built, overlay, name):
-    spec = pod(built, overlay, name)
+def confined(spec):
+    """What a pod may write to; it is confined otherwise."""
     container = spec["containers"][0]
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
@@ -382,8 +396,16 @@ def test_pods_are_confined(built, overlay, name):
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert (spec["automountServiceAccountToken"], spec["enableServiceLinks"]) == (False, False)
-    read_only = {mount["name"] for mount in container["volumeMounts"] if mount.get("readOnly")}
-    assert {mount["name"] for mount in container["volumeMounts"]} - read_only == {"tmp"}
+    return {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+
+
+@pytest.mark.parametrize(("overlay", "name"), [("cpu", "graft"), ("gpu", "graft"), ("gpu", "tfserving")])
+def test_pods_are_confined(built, overlay, name):
+    assert confined(pod(built, overlay, name)) == {"tmp"}
+
+
+def test_training_writes_to_its_volumes_only(retrain):
+    assert confined(retrain_pod(retrain)) == {"tmp", "models", "training"}
 
 
 @pytest.mark.parametrize("service", ["serve", "front", "train", "mlflow"])
@@ -412,3 +434,116 @@ def test_training_can_write_where_serving_reads():
     (models,) = [each for each in COMPOSE["tfserving"]["volumes"] if isinstance(each, dict)]
     assert (models["source"], models["read_only"], models["volume"]) == ("export", True, {"nocopy": True})
     assert "export:/work/export" in COMPOSE["train"]["volumes"]
+
+
+# Retraining
+
+
+def test_the_night_job_is_graft_retrain_with_a_config_that_is_there(retrain, tmp_path):
+    (container,) = retrain_pod(retrain)["containers"]
+    assert 'ENTRYPOINT ["graft"]' in DOCKERFILE
+    command, path, *options = container["args"]
+    parameters = typer.main.get_command(app).commands[command].params
+    assert set(options) <= {name for parameter in parameters for name in parameter.opts}
+    (config_map,) = (each for (kind, _), each in retrain.items() if kind == "ConfigMap")
+    volumes = {volume["name"]: volume for volume in retrain_pod(retrain)["volumes"]}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert volumes["config"]["configMap"]["name"] == config_map["metadata"]["name"]
+    assert Path(path).parent == Path(mounts["config"])
+    written = tmp_path / "config.yaml"
+    written.write_text(config_map["data"][Path(path).name])
+    config, work = load(written), Path("/work")
+    assert "WORKDIR /work\n" in DOCKERFILE
+    assert str(work / config.data.path) == mounts["pictures"]
+    assert str(work / config.export.dir) == mounts["models"]
+    variables = {variable["name"]: variable["value"] for variable in container["env"]}
+    for written_to in (work / config.output_dir, work / config.cache_dir, Path(variables["KERAS_HOME"])):
+        assert written_to.is_relative_to(mounts["training"])
+
+
+def test_the_smoke_test_asks_the_service_with_its_token(built, retrain, tmp_path):
+    (config_map,) = (each for (kind, _), each in retrain.items() if kind == "ConfigMap")
+    (tmp_path / "config.yaml").write_text(config_map["data"]["retrain.yaml"])
+    smoke_test = load(tmp_path / "config.yaml").retrain.smoke_test
+    (port,) = built["cpu"]["Service", "graft"]["spec"]["ports"]
+    assert smoke_test.url == f"http://graft:{port['port']}"
+    both = [pod(built, "cpu"), retrain_pod(retrain)]
+    variables = {variable["name"]: variable for variable in both[0]["containers"][0]["env"]}
+    assert smoke_test.token_file == variables["GRAFT_SERVE_TOKEN_FILE"]["value"]
+    mounts, volumes = (
+        [each for spec in both for each in listed(spec) if each["name"] == "token"]
+        for listed in (lambda spec: spec["containers"][0]["volumeMounts"], lambda spec: spec["volumes"])
+    )
+    assert mounts[0] == mounts[1]
+    assert volumes[0] == volumes[1]
+
+
+def test_the_night_job_runs_alone_ends_and_can_be_stopped(retrain):
+    cron_job = retrain["CronJob", "retrain"]["spec"]
+    job, spec = cron_job["jobTemplate"]["spec"], retrain_pod(retrain)
+    times = cron_times(cron_job["schedule"], cron_job["timeZone"])
+    first = times(datetime(2026, 11, 23, tzinfo=UTC))
+    between = (times(first) - first).total_seconds()
+    assert cron_job["concurrencyPolicy"] == "Forbid"
+    # Over before the next one is due, and never two that were missed.
+    assert job["activeDeadlineSeconds"] < between
+    assert cron_job["startingDeadlineSeconds"] < between
+    assert spec["terminationGracePeriodSeconds"] >= 60
+    assert spec["restartPolicy"] == "Never"  # podFailurePolicy asks for it.
+    stop, ignore = job["podFailurePolicy"]["rules"]
+    assert (stop["action"], stop["onExitCodes"]["values"]) == ("FailJob", [ConfigError.exit_code])
+    assert stop["onExitCodes"]["containerName"] == spec["containers"][0]["name"]
+    assert ignore["action"] == "Ignore"
+
+
+def test_the_night_job_brings_what_the_overlays_do_not(built, retrain):
+    claims = {volume["persistentVolumeClaim"]["claimName"] for volume in retrain_pod(retrain)["volumes"]
+              if "persistentVolumeClaim" in volume}  # fmt: skip
+    there = {name for kind, name in [*retrain, *built["cpu"]] if kind == "PersistentVolumeClaim"}
+    assert claims == there
+    assert not set(retrain) & set(built["cpu"])
+    (policy,) = (each for (kind, _), each in retrain.items() if kind == "NetworkPolicy")
+    labels = retrain["CronJob", "retrain"]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_compose_starts_the_scheduler():
+    """With each variable's default, as compose puts it in."""
+    service = COMPOSE["train"]
+    words = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in service["command"]]
+    assert "entrypoint" not in service
+    command, config, *options = words
+    assert command == "schedule"
+    load(ROOT / config)
+    given = dict(option.split("=", 1) for option in options)
+    parameters = typer.main.get_command(app).commands["schedule"].params
+    assert set(given) <= {name for parameter in parameters for name in parameter.opts}
+    cron_times(given["--cron"], given["--timezone"])
+    assert service["restart"] == "unless-stopped"
+    assert service["init"]
+    assert int(service["stop_grace_period"].removesuffix("s")) >= 60
+    assert "runs:/work/runs" in service["volumes"]  # Where the schedule's state is.
+
+
+SCHEDULING = (ROOT / "docs" / "scheduling.md").read_text()
+
+
+def test_systemd_has_nothing_to_say_about_the_units(tmp_path):
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed")
+    units = re.findall(r"`/etc/systemd/system/(graft-[\w.-]+)`.*?```ini\n(.+?)```", SCHEDULING, re.DOTALL)
+    assert [name for name, _ in units] == ["graft-retrain.service", "graft-retrain.timer", "graft-schedule.service"]
+    for name, text in units:
+        (tmp_path / name).write_text(text.replace("/opt/graft/bin/graft", sys.executable))
+    result = subprocess.run(
+        [analyze, "verify", *(tmp_path / name for name, _ in units)], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_dags_are_python():
+    blocks = re.findall(r"```python\n(.+?)```", SCHEDULING, re.DOTALL)
+    assert len(blocks) == 2
+    for number, block in enumerate(blocks):
+        compile(block, f"docs/scheduling.md, {number}", "exec")

@@ -26,7 +26,7 @@ from serving.versions import State, Versions
 from tests import exporting
 from tests.conftest import ROOT
 from tests.networks import InMemory, split
-from tests.served import SECONDS, SIZE, add, together
+from tests.served import SECONDS, SIZE, add, together, without_embedding
 from tests.tfserving_server import Server
 
 VARIABLES = "variables/variables.data-00000-of-00001"
@@ -85,6 +85,16 @@ def saved(folder):
     return lambda version, pixels: loaded[version].signatures["pixels"](pixels=tf.constant(pixels))["probabilities"]
 
 
+@pytest.fixture(params=ENGINES)
+def sampling(request):
+    """An engine of a server that keeps samples."""
+    name = request.param
+    upstream = request.getfixturevalue("upstream") if name == "tfserving" else None
+    engine = ENGINES[name](Settings(engine=name, upstream=upstream, samples="samples"))
+    yield engine
+    engine.close()
+
+
 def pictures(count, seed=0, size=SIZE):
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
@@ -100,6 +110,45 @@ def test_probabilities_are_those_of_the_saved_model(engine, folder, saved, versi
     assert (found.dtype, found.shape) == (np.float32, (count, 3))
     np.testing.assert_allclose(found, saved(version, pictures(count)), atol=engine.tolerance)
     np.testing.assert_allclose(found, saved(version, pictures(count)), atol=1e-5)  # Here is no GPU.
+    model.close()
+
+
+@pytest.mark.parametrize("count", [1, 3, 70])
+def test_embeddings_are_those_of_the_saved_model_and_probabilities_as_ever(sampling, folder, saved, count):
+    model = sampling.load(export.read(folder / "m" / "2"))
+    assert model.embeds
+    probabilities, embeddings = model.embedded(pictures(count), SECONDS)
+    loaded = tf.saved_model.load(str(folder / "m" / "2"))
+    expected = loaded.signatures["embedding"](pixels=tf.constant(pictures(count)))["embedding"]
+    assert (embeddings.dtype, embeddings.shape) == (np.float32, (count, 16))
+    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities, saved(2, pictures(count)), atol=1e-5)
+    np.testing.assert_allclose(model.probabilities(pictures(count), SECONDS), probabilities, atol=1e-6)
+    kept = embeddings.copy()
+    model.embedded(pictures(count, seed=1), SECONDS)
+    np.testing.assert_array_equal(embeddings, kept)  # What was given stays.
+    model.close()
+
+
+def test_threads_that_ask_for_embeddings_do_not_mix(sampling, folder, saved):
+    model = sampling.load(export.read(folder / "m" / "1"))
+
+    def compute(thread):
+        for count in range(1, 6):
+            pixels = pictures(count, seed=thread)
+            found = model.probabilities(pixels, SECONDS) if thread % 2 else model.embedded(pixels, SECONDS)[0]
+            np.testing.assert_allclose(found, saved(1, pixels), atol=1e-5)
+
+    together(compute, range(4))
+    model.close()
+
+
+def test_an_export_without_embeddings_is_computed_as_before(sampling, folder, saved, tmp_path):
+    path = add(folder / "m" / "1", tmp_path / "m", 1)
+    without_embedding(path)
+    model = sampling.load(export.read(path))
+    assert not model.embeds
+    np.testing.assert_allclose(model.probabilities(pictures(3), SECONDS), saved(1, pictures(3)), atol=1e-5)
     model.close()
 
 
@@ -313,6 +362,30 @@ def test_a_damaged_conversion_is_made_again(openvino, version, saved, file):
 def test_several_servers_convert_at_once(version, saved):
     together(lambda engine: computes(engine, version, saved), [OpenVino() for _ in range(3)])
     assert [path.name for path in version.iterdir() if "openvino" in path.name] == [KEPT]
+
+
+def test_a_server_that_keeps_samples_converts_beside_the_other(openvino, version, saved):
+    computes(openvino, version, saved)
+    kept = {path: path.stat().st_mtime_ns for path in (version / KEPT).iterdir()}
+    for _ in range(2):
+        computes(OpenVino(embeddings=True), version, saved)
+    assert {path.name for path in version.iterdir() if "openvino" in path.name} == {KEPT, f"{KEPT}-embedding"}
+    assert {path: path.stat().st_mtime_ns for path in (version / KEPT).iterdir()} == kept
+    shutil.rmtree(version / "variables")  # Neither is made again.
+    computes(openvino, version, saved)
+    model = OpenVino(embeddings=True).load(export.read(version))
+    assert model.embedded(pictures(2), SECONDS)[1].shape == (2, 16)
+    model.close()
+
+
+def test_a_damaged_conversion_with_embeddings_is_made_again(version, saved):
+    computes(OpenVino(embeddings=True), version, saved)
+    weights_file = version / f"{KEPT}-embedding" / "model.bin"
+    os.truncate(weights_file, weights_file.stat().st_size // 2)
+    computes(OpenVino(embeddings=True), version, saved)
+    model = OpenVino(embeddings=True).load(export.read(version))
+    assert model.embedded(pictures(2), SECONDS)[1].shape == (2, 16)
+    model.close()
 
 
 def look(version):

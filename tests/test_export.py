@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import export
+from pipeline import export, publish
 from pipeline.artifacts import read_manifest
 from pipeline.errors import ExportError
 from pipeline.metrics import softmax
@@ -32,7 +32,7 @@ def published(model, tmp_path_factory):
     return exporting.exported(model, PICTURES, tmp_path_factory.mktemp("export"), CLASSES, temperature=2.0)
 
 
-def test_both_signatures_have_the_promised_shapes_and_types(published):
+def test_signatures_have_the_promised_shapes_and_types(published):
     signatures = tf.saved_model.load(str(published[0])).signatures
     assert signatures["serving_default"].structured_input_signature[1] == {
         "image_bytes": tf.TensorSpec([None], tf.string, "image_bytes")
@@ -40,9 +40,14 @@ def test_both_signatures_have_the_promised_shapes_and_types(published):
     assert signatures["pixels"].structured_input_signature[1] == {
         "pixels": tf.TensorSpec([None, 16, 16, 3], tf.uint8, "pixels")
     }
-    for signature in signatures.values():
-        outputs = {key: (spec.dtype, spec.shape.rank) for key, spec in signature.structured_outputs.items()}
-        assert outputs == {"probabilities": (tf.float32, 2), "label": (tf.string, 1), "score": (tf.float32, 1)}
+    answer = {"probabilities": (tf.float32, 2), "label": (tf.string, 1), "score": (tf.float32, 1)}
+    for name, expected in (
+        ("serving_default", answer),
+        ("pixels", answer),
+        ("embedding", answer | {"embedding": (tf.float32, 2)}),
+    ):
+        outputs = {key: (spec.dtype, spec.shape.rank) for key, spec in signatures[name].structured_outputs.items()}
+        assert outputs == expected
 
 
 def test_outputs_are_the_models_with_temperature_and_names(model, published):
@@ -92,7 +97,7 @@ def test_a_version_taken_meanwhile_is_left_alone(model, tmp_path, monkeypatch):
     (tmp_path / "m" / "1").mkdir(parents=True)
     (tmp_path / "m" / "1" / "theirs").touch()
     seen = iter([1, 2])
-    monkeypatch.setattr(export, "next_version", lambda home: next(seen))
+    monkeypatch.setattr(publish, "next_version", lambda home: next(seen))
     path, _ = exporting.exported(model, PICTURES, tmp_path)
     assert path.name == "2"
     assert read_manifest(path).version == 2

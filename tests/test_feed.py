@@ -14,7 +14,7 @@ from pipeline import finetune, trunk
 from pipeline.config import Augment, Blocks, Cache, Head
 from pipeline.feed import Feed
 from pipeline.model import divide
-from tests.networks import QUIET, data, network, phase, pictures, same, split, values
+from tests.networks import QUIET, InMemory, data, network, phase, pictures, same, split, values
 from tests.stores import Counting, Failing, Heard
 
 FLOAT32 = Cache(use="always", dtype="float32")
@@ -40,7 +40,7 @@ def trained(store, cache, name="lenet5", options=None, size=32, phases=PHASES, c
     net = network(name, options, Head(dropout=0.3), size=size)
     awake(net, train)
     read = pictures(train, validation, data(**{"augment": AUGMENT, "views": 3, **changes}), cache, store)
-    history = finetune.finetune(net, list(phases), read, console, on_epoch or (lambda _: None))
+    history = finetune.finetune(net, list(phases), read, None, console, on_epoch or (lambda _: None))
     return [(epoch.loss, epoch.validation_loss) for epoch in history], values(net.model.variables)
 
 
@@ -348,3 +348,31 @@ def test_the_order_differs_from_epoch_to_epoch_and_validation_stays_plain_and_in
         orders = {tuple(epoch(feed, number)[1].argmax(axis=1)) for number in range(8)}
         assert len(orders) == 8
         assert [features.tobytes() for features in np.concatenate(list(feed.validation()))] == plain()
+
+
+class Seen(InMemory):
+    """Remembers which pictures were read."""
+
+    def __init__(self, pixels):
+        super().__init__(pixels)
+        self.read_ = []
+
+    def read(self, positions, group):
+        self.read_ += positions.tolist()
+        return super().read(positions, group)
+
+
+@pytest.mark.parametrize("augment", [AUGMENT, Augment(flip="both", mixup=0.4)])
+def test_an_epoch_may_start_at_any_batch_and_reads_nothing_of_those_before(augment):
+    train = distinct()
+    read = replace(pictures(train, data_=data(augment=augment, batch_size=4)), classes=6)
+    with feed_of(read, all_layers) as feed:
+        whole = list(feed.epoch(1))
+    for start in range(len(whole) + 1):
+        seen = Seen(train.pixels.pixels)
+        with feed_of(replace(read, train=replace(train, pixels=seen)), all_layers) as feed:
+            rest = list(feed.epoch(1, start))
+        assert len(rest) == len(whole) - start
+        for parts, others in zip(rest, whole[start:], strict=True):
+            assert same(parts, others)
+        assert len(seen.read_) == sum(len(labels) for _, labels, _ in whole[start:])

@@ -17,7 +17,7 @@ from tests.networks import QUIET, data, network, phase, pictures, same, split, v
 
 
 def train(net, *phases, on_epoch=lambda _: None, train_=None, validation=None, data_=None, seed=0):
-    return finetune.finetune(net, list(phases), pictures(train_, validation, data_, seed=seed), QUIET, on_epoch)
+    return finetune.finetune(net, list(phases), pictures(train_, validation, data_, seed=seed), None, QUIET, on_epoch)
 
 
 def batch_norms(net):
@@ -263,7 +263,7 @@ def test_two_devices_train_as_one_with_a_store_and_without(unfreeze, engine, tmp
                         split(25), split(12, seed=1, name="validation"), data(class_weights="balanced"),
                         Cache(use="always", dtype="float32"), kept,
                     ),
-                    QUIET, lambda _: None,
+                    None, QUIET, lambda _: None,
                 )
             losses.append([(e.loss, e.validation_loss) for e in history])
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)

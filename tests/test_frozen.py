@@ -46,7 +46,7 @@ def config(data=(), backbone=(), **changes):
 
 def splits(train=None):
     validation = split(6, seed=1, name="validation")
-    return Splits(("a", "b", "c"), train or split(10), validation, validation, (), (), "", None)
+    return Splits(("a", "b", "c"), train or split(10), validation, validation, (), (), None)
 
 
 def computed(store, config_=None, spec=SPEC, net=None, unfreeze=ABOVE_C5, train=None, epochs=20):

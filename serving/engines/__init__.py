@@ -1,6 +1,6 @@
 """What computes probabilities from pixels: one file each, and a row in `ENGINES`.
 
-Shape letters: N pictures, H height, W width, C classes.
+Shape letters: N pictures, H height, W width, C classes, D features.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,8 @@ class Model(Protocol):
 
     lost: bool
     """Whether what computes has dropped this version, so that it must be loaded again."""
+    embeds: bool
+    """Whether `embedded` can be asked for."""
 
     def probabilities(self, pixels: np.ndarray, seconds: float) -> np.ndarray:
         """Computes a batch. Blocks; called from several threads, at most the engine's `at_once`.
@@ -41,6 +43,9 @@ class Model(Protocol):
         Raises:
             Overloaded, Unavailable, TooLate: what computes is elsewhere, and does not answer.
         """
+
+    def embedded(self, pixels: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+        """As `probabilities`, which come first, with the features that the network's head takes, float32 [N, D]."""
 
     def close(self) -> None:
         """Gives back what it holds. Nothing is computing any more."""
@@ -84,7 +89,7 @@ def difference(model: Model, export: Export, max_batch: int) -> float:
 def _openvino(settings: Settings) -> Engine:
     from serving.engines.openvino import OpenVino
 
-    return OpenVino()
+    return OpenVino(embeddings=settings.samples is not None)
 
 
 def _tensorflow(settings: Settings) -> Engine:

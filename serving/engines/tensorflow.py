@@ -1,6 +1,6 @@
 """Exported models by TensorFlow in this process: for what OpenVINO cannot run, at ten times its memory.
 
-Shape letters: N pictures, H height, W width, C classes.
+Shape letters: N pictures, H height, W width, C classes, D features.
 """
 
 from typing import Any
@@ -44,13 +44,20 @@ class TensorFlowModel:
 
     def __init__(self, loaded: Any) -> None:
         self._loaded = loaded  # Kept: a signature does not keep its model's variables alive.
-        self._pixels = loaded.signatures["pixels"]
+        self.embeds = "embedding" in loaded.signatures
 
     def probabilities(self, pixels: np.ndarray, seconds: float) -> np.ndarray:
-        import tensorflow as tf
-
-        found: np.ndarray = self._pixels(pixels=tf.constant(pixels))["probabilities"].numpy()
+        found: np.ndarray = self._outputs("pixels", pixels)["probabilities"].numpy()
         return found
 
+    def embedded(self, pixels: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+        outputs = self._outputs("embedding", pixels)
+        return outputs["probabilities"].numpy(), outputs["embedding"].numpy()
+
     def close(self) -> None:
-        del self._pixels, self._loaded
+        del self._loaded
+
+    def _outputs(self, signature: str, pixels: np.ndarray) -> Any:
+        import tensorflow as tf
+
+        return self._loaded.signatures[signature](pixels=tf.constant(pixels))

@@ -3,7 +3,7 @@
 The connection is not encrypted. Where the network between the two is not trusted, a service mesh or a sidecar beside
 each of them encrypts it.
 
-Shape letters: N pictures, H height, W width, C classes.
+Shape letters: N pictures, H height, W width, C classes, D features.
 """
 
 import json
@@ -98,9 +98,7 @@ class TensorFlowServing:
             NotYet: upstream is away, or has not loaded the version.
             LoadError: upstream could not load it, or is no TensorFlow Serving.
         """
-        spec = serving_pb2.ModelSpec(
-            name=export.name, version=Int64Value(value=export.version), signature_name="pixels"
-        )
+        spec = serving_pb2.ModelSpec(name=export.name, version=Int64Value(value=export.version))
         what = f"version {export.version} of {export.name}"
         try:
             request = serving_pb2.GetModelStatusRequest(model_spec=spec)
@@ -108,7 +106,7 @@ class TensorFlowServing:
         except grpc.RpcError as error:
             raise self._no_status(what, error) from error
         if found.state == serving_pb2.ModelVersionStatus.AVAILABLE:
-            return TensorFlowServingModel(spec, self._predict, self._circuit)
+            return TensorFlowServingModel(spec, "embedding" in export.signatures, self._predict, self._circuit)
         if found.state == serving_pb2.ModelVersionStatus.END and found.status.error_code:
             raise LoadError(f"{self._upstream} could not load {what}: {_line(found.status.error_message)}")
         state = serving_pb2.ModelVersionStatus.State.Name(found.state)
@@ -141,9 +139,11 @@ class TensorFlowServingModel:
     def __init__(
         self,
         spec: serving_pb2.ModelSpec,
+        embeds: bool,
         predict: "grpc.UnaryUnaryMultiCallable[serving_pb2.PredictRequest, serving_pb2.PredictResponse]",
         circuit: "Circuit",
     ) -> None:
+        self.embeds = embeds
         self._spec = spec
         self._predict = predict
         self._circuit = circuit
@@ -157,9 +157,19 @@ class TensorFlowServingModel:
             TooLate: no answer within `seconds`.
             RuntimeError: upstream finds the request wrong, which is our mistake.
         """
-        request = serving_pb2.PredictRequest(
-            model_spec=self._spec, inputs={"pixels": tensor(pixels)}, output_filter=["probabilities"]
-        )
+        return self._outputs("pixels", ["probabilities"], pixels, seconds)[0]
+
+    def embedded(self, pixels: np.ndarray, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+        probabilities, embeddings = self._outputs("embedding", ["probabilities", "embedding"], pixels, seconds)
+        return probabilities, embeddings
+
+    def close(self) -> None:
+        pass
+
+    def _outputs(self, signature: str, names: list[str], pixels: np.ndarray, seconds: float) -> list[np.ndarray]:
+        request = serving_pb2.PredictRequest(inputs={"pixels": tensor(pixels)}, output_filter=names)
+        request.model_spec.CopyFrom(self._spec)
+        request.model_spec.signature_name = signature
         probe = self._circuit.admit()
         answered: bool | None = None
         try:
@@ -174,10 +184,7 @@ class TensorFlowServingModel:
             raise failure from error
         finally:
             self._circuit.settle(probe, answered)
-        return array(response.outputs["probabilities"])
-
-    def close(self) -> None:
-        pass
+        return [array(response.outputs[name]) for name in names]
 
     def _failure(self, error: grpc.RpcError) -> Refusal | RuntimeError:
         code, details = error.code(), _line(error.details())

@@ -1,0 +1,313 @@
+"""Finds the pictures of a data set that show the same: copies of the same bytes, and copies that were re-encoded, resized
+or cropped a little. NumPy, SciPy and scikit-learn, no TensorFlow.
+
+    candidates      each picture's nearest neighbours by two descriptors: where in it edges of which direction lie, and
+                    the pretrained network's embedding. They cost little and find too many.
+    verification    the two pictures are laid over one another, as one may be a crop of the other, and compared. This
+                    alone decides.
+    clusters        what the confirmed pairs connect. Where pictures are so alike that chains of pairs connect unlike
+                    ones, pairs must be closer.
+
+What is compared are the two pictures' gradients, where they overlap. That leaves out what unlike pictures share, such as
+a bright sky above dark ground: copies correlate by more than 0.97, other photographs of the same kind by less than 0.75.
+A thumbnail shows no small details, so that a screenshot with another word in it may pass for a copy. A picture in which
+next to nothing is to be seen, such as a black frame, is compared by its bytes alone.
+
+Perceptual hashes serve less well to find candidates: where 8 % are cut off two sides, the usual 64 bits differ in about
+as many as those of unrelated pictures.
+
+Shape letters: N pictures, n some of them, P pairs, S side of a thumbnail, D length of a descriptor.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import NearestNeighbors
+
+SIDE = 32  # S
+SAME = 0.96  # the correlation from which two pictures show the same
+COLOURS = 0.8  # the same of their colours, which compression coarsens
+LARGE = 100  # a cluster of more pictures must be tight: of the pairs compared in it, this share shows the same
+TIGHT = 0.5
+
+_NEIGHBOURS = 8  # of each picture, by each descriptor
+_LEAST_COSINE = 0.4  # of candidates' descriptors
+_BLOCK = 1024  # pictures or pairs at once: below 100 MB
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+_CELLS, _DIRECTIONS = 4, 8  # of the histograms of oriented gradients
+_BLUR = 1.0  # standard deviation in pixels of a thumbnail, so that interpolation between them changes little
+_NOISE = 0.25  # grey levels per pixel: gradients that rounding and compression leave in an empty picture
+
+# Where one picture may lie in the other. Coordinates run from -1 to 1 across a thumbnail. 8 % cut off two opposite sides
+# enlarge by 1.19; 8 % cut off one side of a picture twice as wide as high move the centre crop by 0.2.
+_LARGEST_SCALE, _LARGEST_SHIFT = 1.25, 0.35
+_COARSE_SCALES = np.geomspace(1 / 1.19, 1.19, 5)
+_COARSE_POINTS, _COARSE_STEP, _COARSE_REACH = 10, 0.14, 2  # a grid of 10 × 10 points, moved by up to 2 steps
+_COARSE_CORRELATION = 0.65  # of luminance, below which no closer look is taken
+_STEPS = 6  # of Gauss-Newton
+
+_PIXELS = ((np.arange(SIDE) + 0.5) / SIDE * 2 - 1).astype(np.float32)  # their centres
+
+
+class Pair(NamedTuple):
+    """Two pictures that show the same, by their rows, first < second, and why this is thought."""
+
+    first: int
+    second: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `find` found.
+
+    Attributes:
+        pairs: ascending. Of several pictures with the same bytes, the first is paired with each of the others.
+        clusters: what the pairs connect: ascending rows, two or more, by ascending first row.
+    """
+
+    pairs: tuple[Pair, ...]
+    clusters: tuple[tuple[int, ...], ...]
+
+
+def thumbnail(images: np.ndarray) -> np.ndarray:
+    """What `find` compares: uint8 [n, S, S, 3] of pictures as the network sees them, uint8 [n, H, W, 3], RGB."""
+    small = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
+    for row, image in enumerate(images):
+        small[row] = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return small
+
+
+def find(digests: Sequence[str], embeddings: np.ndarray | None, thumbnails: np.ndarray) -> Found:
+    """The pictures that show the same. The order of the pictures does not matter.
+
+    Args:
+        digests: N SHA-256 hex digests of the encoded bytes.
+        embeddings: float [N, D], the pretrained network's pooled output; None where there is no such network.
+        thumbnails: uint8 [N, S, S, 3], from `thumbnail`.
+    """
+    shape = (len(digests), SIDE, SIDE, 3)
+    assert thumbnails.shape == shape, f"thumbnails {thumbnails.shape}, expected {shape}"
+    assert embeddings is None or len(embeddings) == len(digests), f"{len(embeddings)} embeddings of {len(digests)}"
+    copies: dict[str, list[int]] = {}
+    for row, digest in enumerate(digests):
+        copies.setdefault(digest, []).append(row)
+    pairs = [Pair(rows[0], row, "identical bytes") for rows in copies.values() for row in rows[1:]]
+    # By digest, so that neither rounding nor ties depend on the order of the pictures.
+    firsts = np.array([copies[digest][0] for digest in sorted(copies)], np.int64)
+    near, correlations = _near(thumbnails[firsts], None if embeddings is None else embeddings[firsts])
+    for rows, correlation in zip(np.sort(firsts[near], axis=1).tolist(), correlations.tolist(), strict=True):
+        pairs.append(Pair(*rows, f"same picture, correlation {correlation:.3f}"))
+    pairs.sort()
+    edges = np.array([pair[:2] for pair in pairs], np.int64).reshape(-1, 2)
+    clusters = sorted(tuple(rows.tolist()) for rows in _components(edges, len(digests)))
+    return Found(tuple(pairs), tuple(clusters))
+
+
+def _near(thumbnails: np.ndarray, embeddings: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that show the same, int [P, 2], and their correlations, float [P]."""
+    descriptors = [_oriented_gradients(thumbnails)]
+    if embeddings is not None:
+        descriptors.append(embeddings.astype(np.float32))
+    rows, rounds = np.arange(len(thumbnails)), []
+    while len(rows) > 1:
+        pairs = rows[np.unique(np.concatenate([_neighbours(values[rows]) for values in descriptors]), axis=0)]
+        correlations = _correlations(thumbnails, pairs)
+        rounds.append((pairs, correlations))
+        same = pairs[correlations >= SAME]
+        # Of a picture all of whose neighbours show the same there may be more: one picture of its cluster goes on.
+        full = np.bincount(same.ravel(), minlength=len(thumbnails)) >= _NEIGHBOURS
+        rows = np.sort([cluster[0] for cluster in _components(same, len(thumbnails)) if full[cluster].any()])
+        rows = rows.astype(np.int64)
+    if not rounds:
+        return np.empty((0, 2), np.int64), np.empty(0)
+    pairs, correlations = (np.concatenate(part) for part in zip(*rounds, strict=True))
+    kept = _tight(pairs, correlations, len(thumbnails))
+    return pairs[kept], correlations[kept]
+
+
+def _tight(pairs: np.ndarray, correlations: np.ndarray, pictures: int) -> np.ndarray:
+    """Which pairs show the same, bool [P]: what is above SAME, and more where that makes a large and loose cluster.
+
+    Frames of a film, or digits, change little by little until they have nothing in common. There, the correlation that
+    is asked for comes closer to 1, by halves, until what remains connected is small, or mostly alike.
+    """
+    kept = correlations >= SAME
+    asked = np.full(len(pairs), SAME)
+    while True:
+        cluster = np.full(pictures, -1)
+        for number, rows in enumerate(_components(pairs[kept], pictures)):
+            cluster[rows] = number
+        inside = (cluster[pairs[:, 0]] == cluster[pairs[:, 1]]) & (cluster[pairs[:, 0]] >= 0)
+        number = cluster[pairs[inside, 0]]
+        size = np.bincount(cluster[cluster >= 0], minlength=1)
+        share = np.bincount(number, kept[inside], len(size)) / np.maximum(np.bincount(number, minlength=len(size)), 1)
+        loose = inside.copy()
+        loose[inside] = ((size > LARGE) & (share < TIGHT))[number]
+        if not loose.any():
+            return kept
+        asked[loose] = (1 + asked[loose]) / 2
+        kept &= correlations >= asked
+
+
+def _components(edges: np.ndarray, pictures: int) -> list[np.ndarray]:
+    """Ascending rows of the pictures that are connected by edges, int [P, 2], for each two or more of them."""
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(pictures, pictures))
+    _, component = connected_components(graph, directed=False)
+    order = np.argsort(component, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(component[order])) + 1)
+    return [part for part in parts if len(part) > 1]
+
+
+# ---------------------------------------------------------------------------------------------------------- candidates
+
+
+def _oriented_gradients(thumbnails: np.ndarray) -> np.ndarray:
+    """Histograms of the gradients' directions in 4 × 4 cells, float32 [n, 128]; zeros where nothing is to be seen.
+
+    After Dalal and Triggs (2005), over the whole picture. The square root lessens the weight of the strongest edges.
+    """
+    places = (np.arange(SIDE) + 0.5) / SIDE * _CELLS - 0.5
+    cells = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(_CELLS))).astype(np.float32)
+    blocks = []
+    for start in range(0, len(thumbnails), _BLOCK):
+        luma = gaussian_filter(thumbnails[start : start + _BLOCK] @ _LUMA, (0, _BLUR, _BLUR))
+        down, across = np.gradient(luma, axis=(1, 2))
+        strength = np.hypot(down, across)
+        direction = np.arctan2(down, across) / (2 * np.pi) * _DIRECTIONS
+        histograms = []
+        for centre in range(_DIRECTIONS):
+            away = np.abs((direction - centre + _DIRECTIONS / 2) % _DIRECTIONS - _DIRECTIONS / 2)
+            histograms.append(cells.T @ (strength * np.maximum(0, 1 - away)) @ cells)
+        blocks.append(np.sqrt(_unit(np.stack(histograms, axis=-1).reshape(len(luma), -1))).astype(np.float32))
+    return np.concatenate(blocks) if blocks else np.empty((0, _CELLS * _CELLS * _DIRECTIONS), np.float32)
+
+
+def _neighbours(descriptors: np.ndarray) -> np.ndarray:
+    """Pairs of pictures with similar descriptors, float32 [n, D]: int [P, 2], ascending in each pair."""
+    directions = _unit(descriptors - descriptors.mean(axis=0, dtype=np.float64).astype(np.float32))
+    count = min(_NEIGHBOURS, len(directions) - 1)
+    distances, neighbours = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(directions).kneighbors()
+    rows, places = np.nonzero(distances**2 <= 2 - 2 * _LEAST_COSINE)
+    return np.sort(np.stack([rows, neighbours[rows, places]], axis=1), axis=1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------- verification
+
+
+def _correlations(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """How alike two pictures are, for pairs int [P, 2]: float [P], -1 to 1, and 0 where a first look says no."""
+    result = np.zeros(len(pairs))
+    for start in range(0, len(pairs), _BLOCK):
+        first, second = (_blurred(thumbnails[pairs[start : start + _BLOCK, side]]) for side in (0, 1))
+        places, similar = _coarse(first[:, 3], second[:, 3])
+        rows = np.flatnonzero(similar >= _COARSE_CORRELATION)
+        first, second, places = first[rows], second[rows], places[rows]
+        back = np.concatenate([np.ones_like(places[:, :1]), -places[:, 1:]], axis=1) / places[:, :1]
+        # The better of the two: a picture that has to be enlarged becomes less like its original.
+        there = _correlation(first, second, places)
+        result[start + rows] = np.maximum(there, _correlation(second, first, back))
+    return result
+
+
+def _blurred(thumbnails: np.ndarray) -> np.ndarray:
+    """Red, green, blue and luminance: float32 [n, 4, S, S]."""
+    colours = thumbnails.transpose(0, 3, 1, 2).astype(np.float32)
+    images = np.concatenate([colours, np.tensordot(colours, _LUMA, (1, 0))[:, None]], axis=1)
+    return gaussian_filter(images, (0, 0, _BLUR, _BLUR))
+
+
+def _correlation(still: np.ndarray, moved: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The correlation of gradients, float [P], when the second picture, as the first float32 [P, 4, S, S], is laid on it.
+
+    That of luminance; but where the colours, with the same gain for all, correlate less than COLOURS, theirs.
+    """
+    down, across = _grids(_refined(still[:, 3], moved[:, 3], places))
+    laid = _weights(down)[:, None] @ moved @ _weights(across)[:, None].swapaxes(2, 3)
+    inside = _inside(down, across, margin=3 / SIDE)[:, None]  # as a gradient reaches to the next pixels
+    products, energies, others = 0.0, 0.0, 0.0
+    for a, b in zip(np.gradient(still, axis=(2, 3)), np.gradient(laid, axis=(2, 3)), strict=True):
+        products = products + (a * b * inside).sum(axis=(2, 3), dtype=np.float64)
+        energies = energies + (a * a * inside).sum(axis=(2, 3), dtype=np.float64)
+        others = others + (b * b * inside).sum(axis=(2, 3), dtype=np.float64)
+    noise = _NOISE**2 * np.maximum(inside.sum(axis=(2, 3)), 1)
+    luminance = products[:, 3] / np.sqrt((energies + noise)[:, 3] * (others + noise)[:, 3])
+    sums = [(values + extra)[:, :3].sum(axis=1) for values, extra in ((products, 0), (energies, noise), (others, noise))]
+    colours = sums[0] / np.sqrt(sums[1] * sums[2])
+    return np.where(colours < COLOURS, np.minimum(luminance, colours), luminance)
+
+
+def _coarse(still: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best of some places, float32 [P, 3], and its correlation, float32 [P], for luminances float32 [P, S, S].
+
+    A place (scale, x, y) says that what is at u in the first picture is at scale · u + (x, y) in the second.
+    """
+    pairs, points, reach = len(still), _COARSE_POINTS, _COARSE_REACH
+    grid = ((np.arange(points + 2 * reach) - (points + 2 * reach - 1) / 2) * _COARSE_STEP).astype(np.float32)
+    middle = _weights(grid[reach:-reach])
+    template = (middle @ still @ middle.T).reshape(pairs, -1)
+    template = _unit(template - template.mean(axis=1, keepdims=True))
+    best, places = np.full(pairs, -1, np.float32), np.tile(np.float32([1, 0, 0]), (pairs, 1))
+    for scale in _COARSE_SCALES:
+        weights = _weights((scale * grid).astype(np.float32))
+        windows = np.lib.stride_tricks.sliding_window_view(weights @ moved @ weights.T, (points, points), axis=(1, 2))
+        for y, x in np.ndindex(windows.shape[1:3]):
+            window = windows[:, y, x].reshape(pairs, -1)
+            spread = np.sqrt(points**2 * np.maximum(window.var(axis=1), 1e-2))
+            similar = np.einsum("pi,pi->p", window, template) / spread
+            better = similar > best
+            best[better] = similar[better]
+            places[better] = scale * np.float32([1, (x - reach) * _COARSE_STEP, (y - reach) * _COARSE_STEP])
+    return places, best
+
+
+def _refined(still: np.ndarray, moved: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Places at which the luminances differ least, after any gain and offset: Lucas and Kanade (1981)."""
+    pairs = len(still)
+    for _ in range(_STEPS):
+        down, across = _grids(places)
+        laid = _weights(down) @ moved @ _weights(across).swapaxes(1, 2)
+        inside = _inside(down, across, margin=1 / SIDE).reshape(pairs, -1, 1)
+        # The gradient of what is laid there, by the place's x and y.
+        by_y, by_x = (
+            gradient * (SIDE / 2 / places[:, 0, None, None]) for gradient in np.gradient(laid, axis=(1, 2))
+        )  # fmt: skip
+        by_scale = by_x * _PIXELS + by_y * _PIXELS[:, None]
+        columns = np.stack([by_scale, by_x, by_y, laid, np.ones_like(laid)], axis=-1).reshape(pairs, -1, 5)
+        weighted = (columns * inside).swapaxes(1, 2)
+        normal = weighted @ columns + np.eye(5, dtype=np.float32)  # the identity: no step where there is no gradient
+        solution = np.linalg.solve(normal.astype(np.float64), weighted @ still.reshape(pairs, -1, 1))[:, :, 0]
+        step = solution[:, :3] / np.maximum(solution[:, 3:4], 0.2)  # the gain was in the gradients too
+        places = (places + np.clip(step, -0.06, 0.06)).astype(np.float32)
+        places[:, 0] = places[:, 0].clip(1 / _LARGEST_SCALE, _LARGEST_SCALE)
+        places[:, 1:] = places[:, 1:].clip(-_LARGEST_SHIFT, _LARGEST_SHIFT)
+    return places
+
+
+def _grids(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows and columns of the first picture lie in the second: float32 [P, S] each."""
+    scale, x, y = places.T[:, :, None]
+    return scale * _PIXELS + y, scale * _PIXELS + x
+
+
+def _weights(points: np.ndarray) -> np.ndarray:
+    """Of a thumbnail's pixels, for linear interpolation at points float32 [..., p]: float32 [..., p, S]."""
+    pixels = ((points + 1) / 2 * SIDE - 0.5).clip(0, SIDE - 1)
+    return np.maximum(0, 1 - np.abs(pixels[..., None] - np.arange(SIDE, dtype=np.float32)))
+
+
+def _inside(down: np.ndarray, across: np.ndarray, margin: float) -> np.ndarray:
+    """1 where the second picture lies under the first, else 0: float32 [P, S, S]."""
+    rows, columns = ((np.abs(points) <= 1 - margin + 1e-4).astype(np.float32) for points in (down, across))
+    return rows[:, :, None] * columns[:, None, :]

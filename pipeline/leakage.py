@@ -1,0 +1,181 @@
+"""The leakage guard: the frozen test set is what is tested on, and pictures that show the same stay in one split.
+
+Shape letters: N pictures of all splits, D features, S side of a thumbnail.
+"""
+
+import csv
+import io
+from contextlib import closing
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pipeline import duplicates, testset
+from pipeline.activations import Key, Store
+from pipeline.artifacts import CLUSTERS, write_atomically
+from pipeline.backbones import BACKBONES
+from pipeline.config import Augment, Head, Phase, RunConfig
+from pipeline.console import Console
+from pipeline.decoded import pixel_settings
+from pipeline.errors import CacheError
+from pipeline.feed import Pictures
+from pipeline.frozen import PLAIN, Frozen, Views
+from pipeline.model import build, divide
+from pipeline.pixels import PixelSpec
+from pipeline.sources.base import SPLIT_NAMES, SplitName
+from pipeline.splits import Split, Splits
+from pipeline.testset import FrozenTest
+
+LIKE_TEST = "shows the same as a test picture"
+_CHUNK = 64  # pictures
+
+
+def guarded(
+    config: RunConfig,
+    splits: Splits,
+    frozen: FrozenTest | None,
+    backbone: keras.Model,
+    spec: PixelSpec,
+    store: Store | None,
+    run_dir: Path,
+    console: Console,
+) -> tuple[Splits, FrozenTest]:
+    """Divides a run's pictures so that nothing of the test set is learned from.
+
+    Of pictures that show the same, all go to the most held-out split that one of them is in. Where that is a test set
+    that was frozen before, the others are left out of the splits.
+
+    Args:
+        config: the run's.
+        splits: by content and by what the data brings, from `ingest`.
+        frozen: the test set in force; None to freeze the test split.
+        backbone: with the weights that training starts from.
+        spec: how encoded pictures become pixels.
+        store: where activations are kept; None where they are not.
+        run_dir: gets the list of pictures that show the same.
+        console: hears what was found.
+
+    Raises:
+        DataError: a split is empty then, or none of the frozen pictures is there any more.
+    """
+    if frozen is not None:
+        splits = testset.separated(splits, frozen)
+    clusters = []
+    if config.retrain.near_duplicates == "together":
+        clusters = _clusters(config, splits, backbone, spec, store, console)
+    _write(run_dir / CLUSTERS, splits, clusters)
+    if clusters:
+        splits = _together(splits, clusters, frozen is not None, console)
+    waiting = sum(item.reason == testset.WAITS for item in splits.held)
+    if waiting:
+        console.say(f"{waiting} pictures wait for the next test set: graft freeze-test CONFIG")
+    return splits, frozen or testset.of_splits(splits, version=1)
+
+
+def _clusters(
+    config: RunConfig, splits: Splits, backbone: keras.Model, spec: PixelSpec, store: Store | None, console: Console
+) -> list[list[str]]:
+    """Digests of pictures that show the same, two or more."""
+    digests = [digest for split in splits.all for digest in split.digests]
+    embeddings = None
+    if config.backbone.weights != "none":  # Random layers tell nothing of what is seen.
+        embeddings = _embeddings(config, splits, backbone, spec, store, console)
+    found = duplicates.find(digests, embeddings, _thumbnails(splits, spec, store, console))
+    return [[digests[row] for row in cluster] for cluster in found.clusters]
+
+
+def _embeddings(
+    config: RunConfig, splits: Splits, backbone: keras.Model, spec: PixelSpec, store: Store | None, console: Console
+) -> np.ndarray:
+    """float32 [N, D]: the backbone's pooled output for the plain pictures; what training the head alone reads, too."""
+    network = build(backbone, BACKBONES[config.backbone.name], None, Head(), len(splits.classes))
+    division = divide(network, Phase(epochs=1, learning_rate=1.0, unfreeze="head"))
+    settings = Pictures.of(config, splits, spec, store).settings | {"mean": "backbone"}
+    dtype = None if config.cache.use == "off" else config.cache.dtype
+    views = Views(Augment(), splits.train.image_shape)
+    frozen = Frozen(division, views, dtype, settings, store, splits.train, console)
+    wanted = [(split, np.arange(len(split)), np.full(len(split), PLAIN, np.int32)) for split in splits.all]
+    frozen.keep(wanted, uses=len(wanted), always=True)
+    if frozen.kept:
+        return np.concatenate([frozen.read(*these) for these in wanted])
+    return np.concatenate(
+        [
+            frozen.compute(images.astype(np.float32))
+            for split, rows, _ in wanted
+            for _, images in split.stream(rows, _CHUNK)
+        ]
+    )
+
+
+def _thumbnails(splits: Splits, spec: PixelSpec, store: Store | None, console: Console) -> np.ndarray:
+    """uint8 [N, S, S, 3], kept like activations: a picture is decoded for its thumbnail once."""
+    side = duplicates.SIDE
+    space = None if store is None else store.space({"of": "thumbnails", "side": side, "pixels": pixel_settings(spec)})
+    tables = []
+    for split in splits.all:
+        table = np.empty((len(split), side, side, 3), np.uint8)
+        keys: list[Key] = [(bytes.fromhex(digest), b"") for digest in split.digests]
+        known: list[bytes | None] = [None] * len(split)
+        if store is not None and space is not None:
+            known = store.read(space, keys)
+        for row, value in enumerate(known):
+            if value is not None:
+                table[row] = np.frombuffer(value, np.uint8).reshape(table.shape[1:])
+        missing = np.array([row for row, value in enumerate(known) if value is None], int)
+        with (
+            console.bar(f"  thumbnails, {split.name}", len(missing)) as advance,
+            closing(split.stream(missing, _CHUNK)) as batches,
+        ):
+            for rows, images in batches:
+                table[rows] = duplicates.thumbnail(images)
+                if store is not None and space is not None:
+                    try:
+                        store.write(space, [(keys[row], table[row].tobytes()) for row in rows])
+                    except CacheError as error:
+                        console.warn(f"{error} Thumbnails are made again next time.")
+                        store = None
+                advance(len(rows))
+        tables.append(table)
+    return np.concatenate(tables)
+
+
+def _together(splits: Splits, clusters: list[list[str]], is_frozen: bool, console: Console) -> Splits:
+    """Each cluster in one split."""
+    home: dict[str, Split] = {digest: split for split in splits.all for digest in split.digests}
+    places: dict[str, SplitName] = {}
+    held: dict[str, str] = {}
+    for cluster in clusters:
+        most = max((home[digest].name for digest in cluster), key=SPLIT_NAMES.index)
+        for digest in cluster:
+            if home[digest].name != most:
+                if most == "test" and is_frozen:
+                    held[digest] = LIKE_TEST
+                else:
+                    places[digest] = most
+    labels = {digest: split.labels[row] for split in splits.all for row, digest in enumerate(split.digests)}
+    if conflicts := sum(len({labels[digest] for digest in cluster}) > 1 for cluster in clusters):
+        console.warn(f"{conflicts} groups of pictures that show the same have different labels; see {CLUSTERS}")
+    if places or held:
+        console.say(
+            f"{len(clusters)} groups of pictures show the same: {len(places)} pictures go to a more held-out split, "
+            f"{len(held)} are left out, as they show what a test picture shows; see {CLUSTERS}"
+        )
+    return splits.moved(places, held)
+
+
+def _write(path: Path, splits: Splits, clusters: list[list[str]]) -> None:
+    """A CSV file with the columns cluster, path, label, split, sha256, conflict; by cluster, from 1 on."""
+    rows = {
+        digest: (name, splits.classes[label], split.name, digest)
+        for split in splits.all
+        for name, label, digest in zip(split.names, split.labels, split.digests, strict=True)
+    }
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["cluster", "path", "label", "split", "sha256", "conflict"])
+    for number, cluster in enumerate(clusters, start=1):
+        labels = {rows[digest][1] for digest in cluster}
+        conflict = "" if len(labels) == 1 else f"labelled {' and '.join(sorted(labels))}"
+        writer.writerows((number, *rows[digest], conflict) for digest in cluster)
+    write_atomically(path, stream.getvalue())

@@ -1,0 +1,181 @@
+"""Promoting a version, and going back: the registry's aliases and the folder that servers read, together.
+
+`champion.json` in that folder is the truth. A promotion asks the registry first, so that nothing is served that it does
+not know, and writes that file last; going back writes it first, and needs no registry. Each function may be called
+again after a crash at any moment, and `agree` brings the rest in line with the file. No TensorFlow.
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline import publish
+from pipeline.artifacts import MODEL
+from pipeline.console import Console
+from pipeline.errors import ConfigError
+from pipeline.publish import Champion
+from pipeline.registry import CHAMPION, PREVIOUS, Registry, Version
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Keeps other promotions and rollbacks of a name out, for the moment that one takes; a retraining may go on."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / ".promotion.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def install(registry: Registry, home: Path, version: Version, model: Path, reason: str, decided_by: str) -> Champion:
+    """Makes a registered version the champion.
+
+    Args:
+        registry: of the model's name.
+        home: `<export.dir>/<name>`.
+        version: from the registry.
+        model: its exported model, in its run's folder or in `home`.
+        reason: why, in words.
+        decided_by: "gate", or "hand".
+
+    Raises:
+        TrackingError: MLflow is away. Nothing is served that was not before.
+        OSError: the disk is full, or `home` cannot be written to.
+    """
+    old = publish.champion(home)
+    folder = publish.published(model, home)
+    # The number is the registry's, unless a higher one was published without it: servers take the highest.
+    number = int(folder.name) if folder else max(version.number, publish.next_version(home))
+    if old is not None and old.registered == version.number and old.version == number:
+        publish.make_highest(home, number)
+        return old
+
+    if old is not None:
+        registry.alias(PREVIOUS, old.registered)
+    registry.alias(CHAMPION, version.number)
+    registry.tag(
+        version.number,
+        {
+            "graft.promoted_at": _now(),
+            "graft.reason": reason,
+            "graft.decided_by": decided_by,
+            "graft.export_dir": str(home / str(number)),
+            "graft.export_version": str(number),
+        },
+    )
+    registry.log(f"version {version.number} promoted by {decided_by}: {reason}")
+
+    if folder is None:
+        publish.publish(model, home, number)
+    publish.make_highest(home, number)
+    run_dir = version.tags.get("graft.run_dir", "")
+    new = Champion(
+        version=number, registered=version.number, run_dir=run_dir, since=_now(), reason=reason, previous=_last(old)
+    )
+    new.write(home / publish.CHAMPION)
+    return new
+
+
+def go_back(home: Path, reason: str) -> Champion:
+    """Has servers serve the version before the champion again; going back twice is where one was.
+
+    MLflow is not asked: a bad version may go while it is away. `agree` tells it.
+
+    Raises:
+        ConfigError: there is no champion, or none before it that is still there.
+    """
+    now = publish.champion(home)
+    if now is None or now.previous is None or publish.folder_of(home, now.previous.version) is None:
+        what = "no version was promoted" if now is None else f"there is none before version {now.version}"
+        raise ConfigError(
+            f"There is nothing to go back to below {home}: {what}. graft models {home.name} lists the versions, and "
+            f"graft promote {home.name} VERSION promotes any of them."
+        )
+    back = now.previous.model_copy(update={"since": _now(), "reason": reason, "previous": _last(now)})
+    back.write(home / publish.CHAMPION)
+    publish.make_highest(home, back.version)
+    return back
+
+
+def undo(home: Path) -> Champion | None:
+    """Takes back the last promotion: what was served before is served again. Gives the champion there is then.
+
+    MLflow is not asked: `agree` tells it.
+    """
+    bad = publish.champion(home)
+    assert bad is not None
+    if bad.previous is not None:
+        bad.previous.write(home / publish.CHAMPION)
+        publish.make_highest(home, bad.previous.version)
+    else:
+        (home / publish.CHAMPION).unlink()
+        if bad.version in publish.versions(home):
+            publish.withdraw(home, bad.version)
+    return bad.previous
+
+
+def agree(registry: Registry, home: Path, console: Console) -> None:
+    """Brings what servers read, and the registry's aliases, in line with `champion.json`.
+
+    They differ after a rollback while MLflow was away, a promotion that was cut short, or an alias moved in MLflow's
+    own pages, which does not change what is served.
+
+    Raises:
+        TrackingError: MLflow is away.
+    """
+    champion = publish.champion(home)
+    if champion is not None:
+        publish.make_highest(home, champion.version)
+    previous = champion and champion.previous
+    for alias, found, served in (
+        (PREVIOUS, registry.previous(), previous),
+        (CHAMPION, registry.champion(), champion),
+    ):
+        number = None if served is None else served.registered
+        if number != (found and found.number):
+            registry.alias(alias, number)
+            was, now = ("none" if n is None else f"version {n}" for n in (found and found.number, number))
+            text = f"alias {alias} set to {now}, as served; it was {was}"
+            registry.log(text)
+            console.say(f"MLflow: {text}")
+
+
+def promote_by_hand(registry: Registry, home: Path, number: int, reason: str) -> Champion:
+    """Promotes a registered version without the gate.
+
+    Raises:
+        ConfigError: there is no such version, or its model is gone.
+        TrackingError: MLflow is away.
+    """
+    version = registry.version(number)
+    if version is None:
+        numbers = ", ".join(str(found.number) for found in registry.versions()) or "none"
+        raise ConfigError(f"{home.name} has no version {number} in MLflow's registry. There are: {numbers}.")
+    model = _model_of(version, home)
+    if model is None:
+        raise ConfigError(
+            f"The exported model of version {number} is gone: neither {home} nor its run's folder "
+            f"{version.tags.get('graft.run_dir', '')} holds it. Promote another version, or train again."
+        )
+    return install(registry, home, version, model, reason, "hand")
+
+
+def _model_of(version: Version, home: Path) -> Path | None:
+    """Where a version's exported model is: in its run's folder, or published."""
+    model = Path(version.tags.get("graft.run_dir", "")) / MODEL
+    if (model / "manifest.json").is_file():
+        return model
+    number = version.tags.get("graft.export_version", "")
+    return publish.folder_of(home, int(number)) if number.isdecimal() else None
+
+
+def _last(champion: Champion | None) -> Champion | None:
+    """A champion as the predecessor of another: it remembers one more, and not the whole line."""
+    if champion is None or champion.previous is None:
+        return champion
+    return champion.model_copy(update={"previous": champion.previous.model_copy(update={"previous": None})})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

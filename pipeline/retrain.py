@@ -1,0 +1,439 @@
+"""One retraining, from new pictures to a promoted model or a reason why not: the whole job on one screen.
+
+    look      what has changed since the champion was trained, and is it enough?
+    train     a challenger; a run like any other, on a frozen test set and not published
+    judge     champion and challenger on that test set: the gate
+    promote   register, alias, publish, ask the endpoint
+    retain    remove what is old
+
+A job that is killed leaves `<output_dir>/<name>/retrain.json`, and the next one goes on from there: with the training's
+last checkpoint, with the judgement, or with the promotion.
+"""
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from pipeline import contents, gate_page, promotion, publish, testset
+from pipeline.activations import opened
+from pipeline.artifacts import LEARNED_FROM, MODEL, Record, RunRecord, new_folder, read_manifest
+from pipeline.config import RunConfig, seconds
+from pipeline.console import Console
+from pipeline.contents import Contents
+from pipeline.errors import USERS_TO_MEND, ConfigError, DataError, GraftError, TrackingError
+from pipeline.gate import Decision
+from pipeline.judge import Verdict, first_pictures, judge
+from pipeline.locks import Held, Lock, locked
+from pipeline.promotion import alone
+from pipeline.publish import Champion
+from pipeline.quiet import import_tensorflow
+from pipeline.registry import Registry
+from pipeline.retention import retain
+from pipeline.smoke import SmokeTestError, smoke_test
+from pipeline.sources import open_source
+from pipeline.sources.base import Source
+from pipeline.testset import FrozenTest
+from pipeline.tracking import Tracker, deliver, is_delivered, resolve_uri, sync
+
+Ending = Literal["nothing to do", "refused", "promoted", "failed"]
+SMOKE_PICTURES = 8
+
+
+class Outcome(Record):
+    """How a job ended.
+
+    Attributes:
+        outcome: one of four.
+        reason: why, in a sentence.
+        name: of the model.
+        champion: its version as served, after the job; None where there is none.
+        run_dir: the challenger's run; None where none was trained.
+        gate: the page with the gate's decision.
+        gain, gain_low, gain_high: the challenger's accuracy less the champion's, with its 95 % interval.
+    """
+
+    outcome: Ending
+    reason: str
+    name: str
+    champion: int | None = None
+    run_dir: str | None = None
+    gate: str | None = None
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+
+
+class Job(Record):
+    """`retrain.json`: a job that has not ended.
+
+    Attributes:
+        step: what is to be done next.
+        run_dir: the challenger's.
+        config: digest of the config.
+        data: digest of the data's contents.
+        champion: the registered version that is challenged; None without one.
+        started_at: UTC, ISO 8601.
+    """
+
+    step: Literal["train", "judge", "promote"]
+    run_dir: str
+    config: str
+    data: str
+    champion: int | None
+    started_at: str
+
+    @property
+    def question(self) -> tuple[str, str, int | None]:
+        """What the job answers: whether this config and data make a better model than this champion."""
+        return self.config, self.data, self.champion
+
+
+class Refused(Record):
+    """`refused.json`: the last challenger that was refused; the same would be refused again."""
+
+    job: Job
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all steps of a job share."""
+
+    config: RunConfig
+    registry: Registry
+    lock: Lock
+    console: Console
+
+    @property
+    def folder(self) -> Path:
+        """Of the name's runs, and of the job's own files."""
+        return Path(self.config.output_dir).resolve() / self.config.name
+
+    @property
+    def home(self) -> Path:
+        """Where servers read."""
+        return Path(self.config.export.dir).resolve() / self.config.name
+
+    def ended(self, outcome: Ending, reason: str, run_dir: str | None = None) -> Outcome:
+        """The job's outcome."""
+        champion = publish.champion(self.home)
+        page, decision = None, None
+        if run_dir is not None and (Path(run_dir) / "gate.html").is_file():
+            page = str(Path(run_dir) / "gate.html")
+            decision = Verdict.read(Path(run_dir) / "gate.json").decision
+        gain, (low, high) = None, (None, None)
+        if decision is not None and decision.gain_interval is not None:
+            gain, (low, high) = decision.gain, decision.gain_interval
+        return Outcome(
+            outcome=outcome, reason=reason, name=self.config.name,
+            champion=None if champion is None else champion.version,
+            run_dir=run_dir, gate=page, gain=gain, gain_low=low, gain_high=high,
+        )  # fmt: skip
+
+
+def retrain(config: RunConfig, console: Console) -> Outcome:
+    """Does what there is to do, once.
+
+    Raises:
+        ConfigError: a mistake in the config. Whatever else goes wrong is an outcome.
+    """
+    uri = resolve_uri(config)
+    try:
+        with locked(config.name, uri, Path(config.output_dir).resolve(), console) as lock:
+            work = _Work(config, Registry(uri, config.name), lock, console)
+            try:
+                return _retrain(work)
+            except ConfigError:
+                raise
+            except GraftError as error:
+                job = _unfinished(work)
+                return work.ended("failed", str(error), None if job is None else job.run_dir)
+            except OSError as error:
+                if error.errno not in USERS_TO_MEND:
+                    raise
+                return work.ended("failed", f"{error.filename or 'the disk'}: {error.strerror}; the next job goes on")
+    except Held as error:
+        return Outcome(outcome="nothing to do", reason=str(error), name=config.name)
+
+
+def _retrain(work: _Work) -> Outcome:
+    _deliver_earlier(work)
+    job = _unfinished(work)
+    if job is None or job.step != "promote":
+        source = open_source(work.config.data)
+        present = contents.read(source, work.console)
+        champion = publish.champion(work.home)
+        question = _digest(work.config), present.digest, _registered(champion)
+        if job is not None and job.question != question:
+            _abandon(job, work)
+            job = None
+        if job is None:
+            reason, enough = _look(work, present, champion, question)
+            if not enough:
+                return work.ended("nothing to do", reason)
+            work.console.say(reason)
+            job = Job(
+                step="train", run_dir=str(new_folder(work.folder)), started_at=_now(),
+                config=question[0], data=question[1], champion=question[2],
+            )  # fmt: skip
+            _write(job, work)
+        if job.step == "train":
+            _train(job, work, champion, source.classes)
+            job = _step(job, "judge", work)
+        decision = _judge(job, work, champion, source)
+        if not decision.promote:
+            Refused(job=job, reason=decision.reason).write(work.folder / "refused.json")
+            _finish(work)
+            _retain(work)
+            return work.ended("refused", decision.reason, job.run_dir)
+        job = _step(job, "promote", work)
+    return _promote(job, work)
+
+
+# ---------------------------------------------------------------------------------------------------------------- look
+
+
+def _look(
+    work: _Work, present: Contents, champion: Champion | None, question: tuple[str, str, int | None]
+) -> tuple[str, bool]:
+    """Whether to train, and why or why not."""
+    name, when = work.config.name, work.config.retrain.when
+    with suppress(OSError, ValidationError):
+        refused = Refused.read(work.folder / "refused.json")
+        if refused.job.question == question:
+            at = refused.job.started_at[:10]
+            return f"the same data and config gave a challenger on {at} that was refused: {refused.reason}", False
+    if champion is None:
+        return f"{name} has no champion", True
+    model = publish.folder_of(work.home, champion.version)
+    if model is None or not (model / LEARNED_FROM).is_file():
+        return f"nobody knows what version {champion.version} was trained on", True
+    change = present.since(contents.read_list(model / LEARNED_FROM))
+    since = f"{change} since version {champion.version}"
+    if when.changed and change:
+        return since, True
+    if when.new_images is not None and change.added >= when.new_images:
+        return f"{since}, at least {when.new_images} of them new", True
+    manifest = read_manifest(model)
+    if when.older_than is not None:
+        age = datetime.now(UTC) - datetime.fromisoformat(manifest.created_at)
+        if age.total_seconds() >= seconds(when.older_than):
+            return f"version {champion.version} is {age.days} days old, more than {when.older_than}", True
+    if when.drift is not None:
+        from pipeline.drift import watch
+
+        drift = watch(model, Path(when.drift), work.config.seed)
+        if drift.drifted:
+            return drift.sentence, True
+        since += f"; {drift.sentence}"
+    return since, False
+
+
+def _digest(config: RunConfig) -> str:
+    """Of all that decides a challenger and its judgement; not of where things are kept, or when to train."""
+    retrain = config.retrain.model_copy(update={"when": None, "smoke_test": None, "retention": None})
+    decides = config.model_dump(mode="json", by_alias=True, exclude={"tracking", "export", "output_dir", "retrain"})
+    return hashlib.sha256(repr((decides, retrain.start, retrain.near_duplicates)).encode()).hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------------------- steps
+
+
+def _train(job: Job, work: _Work, champion: Champion | None, classes: tuple[str, ...]) -> None:
+    """Trains the challenger, or goes on where a killed job stopped."""
+    run_dir = Path(job.run_dir)
+    with suppress(OSError, ValidationError):
+        if RunRecord.read(run_dir / "run.json").status == "finished":
+            return
+    import_tensorflow()
+    from pipeline.run import Challenge, run
+
+    config, head = work.config, None
+    if config.retrain.start == "champion" and champion is not None:
+        start = Path(champion.run_dir)
+        backbone = config.backbone.model_copy(update={"weights": f"run:{start.name}"})
+        before = read_manifest(start / MODEL)
+        if (before.config["head"], tuple(before.classes)) == (config.head.model_dump(mode="json"), classes):
+            head = start / "head.weights.h5"
+        config = config.model_copy(update={"backbone": backbone})
+    frozen = testset.newest(testset.folder_of(config.output_dir, config.name))
+    try:
+        run(config, work.console, run_dir, Challenge(frozen, head))
+    except GraftError:
+        # It would end the same way again.
+        _finish(work)
+        raise
+
+
+def _judge(job: Job, work: _Work, champion: Champion | None, source: Source) -> Decision:
+    """Asks the gate, once, and keeps its answer beside the run and in MLflow."""
+    run_dir = Path(job.run_dir)
+    frozen = FrozenTest.read(run_dir / "test-set.json")
+    folder = testset.folder_of(work.config.output_dir, work.config.name)
+    if testset.newest(folder) is None:
+        testset.freeze(folder, frozen)
+    import_tensorflow()
+    against = None
+    if champion is not None:
+        model = publish.folder_of(work.home, champion.version)
+        if model is None:
+            raise DataError(
+                f"The champion, version {champion.version}, is not in {work.home} any more, so nothing can be compared "
+                "with it. Put its folder back, or promote another version: graft promote NAME VERSION."
+            )
+        against = f"version {champion.version}", model
+    config = work.config
+    result = judge(run_dir, against, source, len(frozen.pictures), config.gate, config.seed, work.console)
+    result.verdict.write(run_dir / "gate.json")
+    gate_page.write(run_dir / "gate.html", result.verdict.decision, result.flips, _facts(result.verdict, frozen, job))
+    _tell_mlflow(run_dir, result.verdict, work)
+    work.console.say(result.verdict.decision.reason)
+    return result.verdict.decision
+
+
+def _facts(verdict: Verdict, frozen: FrozenTest, job: Job) -> dict[str, str]:
+    """What the page says besides the decision."""
+    missing = f", {verdict.missing} of them no longer in the data" if verdict.missing else ""
+    facts = {
+        "test set": f"version {frozen.version} of {frozen.frozen_at[:10]}, {len(frozen.pictures)} pictures{missing}",
+        "challenger": job.run_dir,
+    }
+    return facts | ({} if verdict.leak is None else {"leak": verdict.leak.sentence})
+
+
+def _tell_mlflow(run_dir: Path, verdict: Verdict, work: _Work) -> None:
+    """Adds the gate's decision to the challenger's run."""
+    decision, config = verdict.decision, work.config
+    experiment = config.tracking.experiment or config.name
+    tracker = Tracker(run_dir, resolve_uri(config), experiment, run_dir.name, work.console)
+    tracker.tags({"graft.gate": "promoted" if decision.promote else "refused", "graft.gate_reason": decision.reason})
+    tracker.metrics({f"gate/{name}": value for name, value in decision.figures.items()}, step=0)
+    for name in ("gate.json", "gate.html"):
+        tracker.artifact(run_dir / name)
+    tracker.finish("FINISHED")
+
+
+def _promote(job: Job, work: _Work) -> Outcome:
+    """Makes the challenger the champion, and takes it back where the endpoint does not serve it well."""
+    run_dir = Path(job.run_dir)
+    reason = Verdict.read(run_dir / "gate.json").decision.reason
+    try:
+        delivery = deliver(run_dir, work.console)
+        work.lock.check()
+        with alone(work.home):
+            champion = publish.champion(work.home)
+            published = publish.published(run_dir / MODEL, work.home)
+            is_live = champion is not None and published == work.home / str(champion.version)
+            if _registered(champion) != job.champion and not is_live:
+                # Somebody has promoted, or gone back, since: the gate has compared with another champion.
+                _step(job, "judge", work)
+                return work.ended("failed", "the champion has changed since the gate decided; the next job judges anew")
+            manifest = read_manifest(run_dir / MODEL)
+            tags = {"graft.run_dir": str(run_dir), "graft.data_digest": manifest.data_digest}
+            version = work.registry.register(delivery.run_id, tags)
+            champion = promotion.install(work.registry, work.home, version, run_dir / MODEL, reason, "gate")
+    except TrackingError as error:
+        return work.ended("failed", f"will complete: the challenger is better ({reason}), but {error}", job.run_dir)
+    if work.config.retrain.smoke_test is not None:
+        import_tensorflow()
+        pictures = first_pictures(run_dir, open_source(work.config.data), SMOKE_PICTURES)
+        try:
+            smoke_test(work.config.retrain.smoke_test, work.config.name, champion.version, pictures)
+        except SmokeTestError as error:
+            return _take_back(job, work, error)
+    _finish(work)
+    _retain(work)
+    return work.ended("promoted", reason, job.run_dir)
+
+
+def _take_back(job: Job, work: _Work, error: SmokeTestError) -> Outcome:
+    """Undoes a promotion. Where the endpoint was away the next job tries again; what answers wrongly stays refused."""
+    reason = f"promoted, and taken back: {error}"
+    with alone(work.home):
+        promotion.undo(work.home)
+        if error.answered:
+            Refused(job=job, reason=reason).write(work.folder / "refused.json")
+            _finish(work)
+        try:
+            work.registry.log(reason)
+            promotion.agree(work.registry, work.home, work.console)
+        except TrackingError as away:
+            work.console.warn(f"The next job brings MLflow's aliases in line with what is served. {away}")
+    return work.ended("failed", reason if error.answered else f"{reason} The next job tries again.", job.run_dir)
+
+
+def _retain(work: _Work) -> None:
+    """Removes what is old. A job that has done its work does not fail for that."""
+    rules = work.config.retrain.retention
+    try:
+        retain(rules, work.registry, work.home, work.folder, work.console)
+        with opened(work.config.cache, Path(work.config.cache_dir), work.console) as store:
+            if store is not None and rules.activations is not None:
+                store.prune(unused_since=datetime.now(UTC) - timedelta(seconds=seconds(rules.activations)))
+    except (GraftError, OSError) as error:
+        work.console.warn(f"What is old was not removed: {error}")
+
+
+def _deliver_earlier(work: _Work) -> None:
+    """Brings to MLflow what earlier runs could not, and its aliases in line with what is served."""
+    publish.clean(work.home)
+    job = _unfinished(work)
+    try:
+        if job is None or job.step != "promote":  # Else the promotion comes first.
+            with alone(work.home):
+                promotion.agree(work.registry, work.home, work.console)
+        for path in sorted(work.folder.glob("*/run.json")):
+            if not is_delivered(path.parent):
+                sync(path.parent, work.console)
+    except TrackingError as error:
+        work.console.warn(f"The job goes on without MLflow. {error}")
+
+
+# ----------------------------------------------------------------------------------------------------------- job files
+
+
+def _unfinished(work: _Work) -> Job | None:
+    with suppress(OSError, ValidationError):
+        return Job.read(work.folder / "retrain.json")
+    return None
+
+
+def _write(job: Job, work: _Work) -> None:
+    job.write(work.folder / "retrain.json")
+
+
+def _step(job: Job, step: Literal["judge", "promote"], work: _Work) -> Job:
+    job = job.model_copy(update={"step": step})
+    _write(job, work)
+    return job
+
+
+def _finish(work: _Work) -> None:
+    (work.folder / "retrain.json").unlink()
+
+
+def _registered(champion: Champion | None) -> int | None:
+    return None if champion is None else champion.registered
+
+
+def _abandon(job: Job, work: _Work) -> None:
+    """Ends a job whose data, config or champion are no longer what they were: its training cannot be gone on with."""
+    run_dir = Path(job.run_dir)
+    why = "the data, the config or the champion changed before the job could go on"
+    work.console.say(f"{run_dir} is given up: {why}")
+    with suppress(OSError, ValidationError):
+        record = RunRecord.read(run_dir / "run.json")
+        if record.status != "finished":
+            record.model_copy(update={"status": "killed", "error": why}).write(run_dir / "run.json")
+            experiment = work.config.tracking.experiment or work.config.name
+            Tracker(run_dir, resolve_uri(work.config), experiment, run_dir.name, work.console).finish("KILLED")
+    _finish(work)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,375 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import multinomial
+
+from benchmarks import gates
+from pipeline import gate, metrics
+from pipeline.config import Gate
+from pipeline.gate import Answers, Decision, decide
+
+RULES = Gate()
+
+
+def answers(said, classes, name="version 4", confidence=0.9, latency_ms=10.0):
+    """A model that gives each picture the class `said`, int [N], with one confidence."""
+    said = np.asarray(said)
+    probabilities = np.full((len(said), classes), (1 - confidence) / (classes - 1))
+    probabilities[np.arange(len(said)), said] = confidence
+    return Answers(name, probabilities, latency_ms)
+
+
+def pair(both=0, gained=0, lost=0, neither=0, **settings):
+    """A champion and a challenger on pictures of two classes in turn, by who is right."""
+    old = np.repeat([True, False, True, False], [both, gained, lost, neither])
+    new = np.repeat([True, True, False, False], [both, gained, lost, neither])
+    labels = np.arange(len(old)) % 2
+    champion = answers(np.where(old, labels, 1 - labels), 2, "version 3")
+    return champion, answers(np.where(new, labels, 1 - labels), 2, **settings), labels
+
+
+def check(decision, name):
+    return next(each for each in decision.checks if each.name == name)
+
+
+def failed(decision):
+    return [each.name for each in decision.checks if not each.passed]
+
+
+# ------------------------------------------------------------------------------------------------------------ decisions
+
+
+def test_a_clear_gain_is_promoted_and_its_arithmetic_told():
+    decision = decide(*pair(both=800, gained=80, lost=30, neither=90), ["ants", "bees"], RULES, 0)
+    assert decision.promote
+    assert failed(decision) == []
+    assert (decision.only_challenger_right, decision.only_champion_right) == (80, 30)
+    assert decision.gain == pytest.approx(0.05)
+    low, high = decision.gain_interval
+    assert (low, high) == (pytest.approx(0.05 - 0.0203, abs=0.002), pytest.approx(0.05 + 0.0203, abs=0.002))
+    assert (decision.champion.accuracy, decision.challenger.accuracy) == (0.83, 0.88)
+    assert decision.reason.startswith("Version 4 is promoted: the gain over version 3 is +5.0 points, 95 % from ")
+    assert check(decision, "accuracy").sentence == (
+        f"the gain over version 3 is +5.0 points, 95 % from {100 * low:.1f} to {100 * high:.1f}: "
+        "the interval's lower end must be above 0."
+    )
+    assert "80 pictures gained and 30 lost" in check(decision, "mcnemar").sentence
+
+
+def test_a_gain_that_chance_explains_is_refused():
+    decision = decide(*pair(both=800, gained=50, lost=40, neither=110), ["ants", "bees"], RULES, 0)
+    assert not decision.promote
+    assert failed(decision) == ["accuracy", "mcnemar"]
+    assert "the gain over version 3 is +1.0 points" in decision.reason
+    assert "must be above 0" in decision.reason
+
+
+def test_few_pictures_cannot_promote_however_good():
+    decision = decide(*pair(gained=4), ["ants", "bees"], RULES, 0)
+    assert decision.gain_interval == (1, 1)  # the bootstrap alone would be fooled
+    assert failed(decision) == ["mcnemar"]
+
+
+def test_a_challenger_that_answers_the_same_is_refused_and_passes_as_not_worse():
+    same = pair(both=900, neither=100)
+    assert failed(decide(*same, ["ants", "bees"], RULES, 0)) == ["accuracy", "mcnemar"]
+    decision = decide(*same, ["ants", "bees"], Gate(min_gain=-0.01), 0)
+    assert decision.promote
+    assert [each.name for each in decision.checks] == ["accuracy", "margin", "classes", "calibration", "latency"]
+
+
+def test_not_worse_needs_pictures_too():
+    decision = decide(*pair(both=20), ["ants", "bees"], Gate(min_gain=-0.01), 0)
+    assert failed(decision) == ["margin"]
+    assert "probability must be below 0.025" in decision.reason
+
+
+def test_a_margin_above_zero_is_asked_of_both():
+    models = pair(both=800, gained=80, lost=30, neither=90)
+    decision = decide(*models, ["ants", "bees"], Gate(min_gain=0.04), 0)
+    assert failed(decision) == ["accuracy", "margin"]
+    assert check(decision, "mcnemar").passed
+    assert decide(*models, ["ants", "bees"], Gate(min_gain=0.02), 0).promote
+
+
+def test_a_broken_class_is_named_though_the_total_improves():
+    classes = [f"species {k}" for k in range(10)]
+    labels = np.arange(1000) % 10
+    rank = np.arange(1000) // 10  # within its class
+    old = np.where(rank < 80, labels, (labels + 1) % 10)
+    new = np.where(rank < np.where(labels == 4, 50, 90), labels, (labels + 1) % 10)
+    decision = decide(answers(old, 10, "version 3"), answers(new, 10), labels, classes, RULES, 0)
+    assert decision.gain == pytest.approx(0.06)
+    assert failed(decision) == ["class species 4"]
+    assert decision.reason == (
+        "Version 4 is refused: class species 4 lost 30.0 points (80 to 50 of 100 pictures right)."
+    )
+    row = decision.per_class[4]
+    assert (row.n, row.champion, row.challenger, row.failed) == (100, 0.8, 0.5, True)
+    assert row.drop == pytest.approx(0.3)
+    assert row.drop_interval[0] < 0.3 < row.drop_interval[1]
+    assert not any(other.failed for other in decision.per_class if other is not row)
+
+
+def test_many_broken_classes_are_counted_and_all_are_checks():
+    classes = [f"c{k}" for k in range(8)]
+    labels = np.arange(800) % 8
+    new = np.where(labels < 6, (labels + 1) % 8, labels)
+    decision = decide(answers(labels, 8, "version 3"), answers(new, 8), labels, classes, RULES, 0)
+    assert [name for name in failed(decision) if name.startswith("class ")] == [f"class c{k}" for k in range(6)]
+    assert "; 3 more classes lost too much; " in decision.reason
+
+
+def test_a_class_may_lose_what_chance_explains():
+    # Three of twenty: 15 points, which happens.
+    labels = np.arange(400) % 20
+    new = np.where((labels == 7) & (np.arange(400) < 60), 0, labels)
+    decision = decide(
+        answers(labels, 20, "version 3"), answers(new, 20), labels, list("abcdefghijklmnopqrst"), RULES, 0
+    )
+    assert check(decision, "classes").passed
+    assert "class h lost 15.0 points (20 to 17 of 20 pictures right)" in check(decision, "classes").sentence
+
+
+def test_a_challenger_that_does_not_know_a_class_is_refused_for_it():
+    labels = np.arange(300) % 3
+    champion = answers(np.where(np.arange(300) < 60, (labels + 1) % 3, labels), 3, "version 3")
+    probabilities = answers(np.where(labels == 2, 0, labels), 3).probabilities.copy()
+    probabilities[:, 2] = 0
+    decision = decide(champion, Answers("version 4", probabilities), labels, ["ant", "bee", "wasp"], RULES, 0)
+    assert "class wasp lost" in decision.reason
+
+
+def test_confidence_that_is_no_longer_right_is_refused():
+    models = pair(both=800, gained=80, lost=30, neither=90, confidence=0.6)
+    decision = decide(*models, ["ants", "bees"], RULES, 0)
+    assert failed(decision) == ["calibration"]
+    assert "the expected calibration error went from 0.070 to 0.280" in decision.reason
+    assert decide(*models, ["ants", "bees"], Gate(max_ece_increase=0.3), 0).promote
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "at_most", "promote"), [(20.0, 2.0, True), (20.1, 2.0, False), (99.0, None, True), (None, 2.0, True)]
+)
+def test_latency(latency_ms, at_most, promote):
+    models = pair(both=800, gained=80, lost=30, neither=90, latency_ms=latency_ms)
+    decision = decide(*models, ["ants", "bees"], Gate(max_latency_ratio=at_most), 0)
+    assert decision.promote == promote
+    assert promote or "2.01 times as long (it may be 2 times as long at most)" in decision.reason
+
+
+# ------------------------------------------------------------------------------------------------------ no champion yet
+
+
+def test_without_a_champion_the_commonest_class_is_the_floor():
+    labels = np.repeat([0, 1], [70, 30])
+    good = decide(None, answers(np.where(np.arange(100) % 10, labels, 1 - labels), 2), labels, ["ant", "bee"], RULES, 0)
+    assert good.promote
+    assert good.champion is None
+    assert good.gain is good.p_value is good.per_class[0].drop is None
+    assert good.per_class[0].challenger == pytest.approx(0.9)
+    lazy = decide(None, answers(np.zeros(100, int), 2), labels, ["ant", "bee"], RULES, 0)
+    assert failed(lazy) == ["floor accuracy"]
+    assert "must be above 70.0 %, which always answering ant would reach" in lazy.reason
+
+
+def test_without_a_champion_floors_of_the_config_count():
+    labels = np.arange(100) % 2
+    model = answers(np.where(np.arange(100) < 20, 1 - labels, labels), 2)  # 80 % right, 90 % sure
+    assert decide(None, model, labels, ["a", "b"], Gate(min_accuracy=0.8), 0).promote
+    assert failed(decide(None, model, labels, ["a", "b"], Gate(min_accuracy=0.81), 0)) == ["floor accuracy"]
+    decision = decide(None, model, labels, ["a", "b"], Gate(max_ece=0.09), 0)
+    assert failed(decision) == ["floor calibration"]
+    assert "the expected calibration error is 0.100 (it must be 0.09 at most)" in decision.reason
+
+
+# ------------------------------------------------------------------------------------------------------------ anything
+
+
+@st.composite
+def judged(draw):
+    n, c = draw(st.integers(1, 30)), draw(st.integers(2, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    models = []
+    for name in ("version 1", "version 2"):
+        probabilities = rng.dirichlet(np.full(c, draw(st.sampled_from([0.05, 1.0, 20.0]))), n)
+        if draw(st.booleans()):
+            probabilities[:, draw(st.integers(0, c - 1))] = 0  # a class it does not know
+        models.append(Answers(name, probabilities.astype(draw(st.sampled_from([np.float32, np.float64]))), 5.0))
+    labels = rng.integers(0, draw(st.integers(1, c)), n)  # the last classes may have no picture
+    rules = Gate(
+        min_gain=draw(st.sampled_from([-1.0, -0.02, 0.0, 0.1, 1.0])),
+        max_class_drop=draw(st.sampled_from([0.0, 0.05, 1.0])),
+    )
+    return models, labels, [f"class {k}" for k in range(c)], rules
+
+
+@settings(max_examples=60, deadline=None)
+@given(judged(), st.booleans())
+def test_anything_gets_one_decision_that_can_be_read_back(case, first):
+    (old, new), labels, classes, rules = case
+    champion = None if first else old
+    decision = decide(champion, new, labels, classes, rules, seed=1)
+    assert decision == decide(champion, new, labels, classes, rules, seed=1)
+    assert Decision.model_validate_json(decision.model_dump_json()) == decision
+    assert decision.promote == (failed(decision) == [])
+    assert decision.reason.endswith(".")
+    assert [row.name for row in decision.per_class] == classes
+    assert sum(row.n for row in decision.per_class) == len(labels)
+    assert decision.challenger.accuracy == pytest.approx(metrics.accuracy(new.probabilities, labels))
+    assert decision.challenger.accuracy_interval[0] <= decision.challenger.accuracy
+    assert np.isfinite(list(decision.figures.values())).all()
+    if not first:
+        assert decision.gain_interval[0] <= decision.gain <= decision.gain_interval[1]
+        assert all(0 <= row.p_value <= 1 for row in decision.per_class if row.n)
+        assert all(row.drop is None for row in decision.per_class if not row.n)
+
+
+def test_a_thousand_classes():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 1000, 2000)
+    old, new = (np.where(rng.random(2000) < share, labels, (labels + 1) % 1000) for share in (0.7, 0.8))
+    names = [f"c{k}" for k in range(1000)]
+    assert decide(answers(old, 1000, "version 3"), answers(new, 1000), labels, names, RULES, 0).promote
+
+
+def test_the_figures_are_numbers_by_name():
+    figures = decide(*pair(both=800, gained=80, lost=30, neither=90), ["ants", "bees"], RULES, 0).figures
+    assert figures["gain"] == pytest.approx(0.05)
+    assert figures["promote"] == 1
+    assert "gain" not in decide(None, pair(both=9)[1], np.arange(9) % 2, ["ants", "bees"], RULES, 0).figures
+
+
+def test_flipped_pictures_take_turns():
+    champion, challenger, labels = pair(both=50, gained=3, lost=2, neither=5)
+    order = gate.flipped(champion, challenger, labels)
+    assert sorted(order) == [50, 51, 52, 53, 54]
+    lost = [i in (53, 54) for i in order]
+    assert lost == [True, False, True, False, False]
+    # Of the lost, the one that the challenger is surer of comes first.
+    challenger.probabilities[54] = np.where(challenger.probabilities[54] > 0.5, 0.95, 0.05)
+    assert gate.flipped(champion, challenger, labels)[0] == 54
+    third = answers([0], 3), answers([1], 3), np.array([2])
+    assert gate.flipped(*third).tolist() == [0]  # wrong either way
+    assert gate.flipped(champion, champion, labels).tolist() == []
+
+
+# ----------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_the_gains_interval_is_the_paired_bootstrap():
+    differences = np.repeat([1, -1, 0], [12, 5, 83])
+    rng = np.random.default_rng(0)
+    resampled = differences[rng.integers(0, 100, (20_000, 100))].mean(axis=1)
+    np.testing.assert_allclose(
+        gate.bootstrap_gain(12, 5, 100, seed=0), np.percentile(resampled, [2.5, 97.5]), atol=0.0101
+    )
+
+
+def test_mcnemar_by_hand():
+    # Bentur et al., table 1 of Fagerland, Lydersen and Laake (2013): 7 and 1, mid-p 0.0391.
+    assert gate.mcnemar(7, 1) == pytest.approx(0.0391, abs=5e-5)
+    assert gate.mcnemar(1, 7) == gate.mcnemar(7, 1)
+    assert gate.mcnemar(0, 0) == gate.mcnemar(4, 4) == 1
+
+
+def test_wilson_by_hand():
+    assert gate.wilson(81, 263) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))  # Newcombe (1998)
+    low, high = gate.wilson(20, 20)
+    assert 0.8 < low < high == 1
+
+
+def test_the_p_value_of_a_difference_is_its_exact_probability():
+    # Without a pair that subtracts, and n of n that add: margin to the n-th power, were nothing to subtract.
+    assert gate.difference_p_value(3, 0, 3, 0.0) == pytest.approx((1 / 2) ** 3)
+    assert gate.difference_p_value(0, 5, 20, 0.05) > 0.95
+    # By simulation, at the margin's most likely share of those that subtract.
+    n, more, less, margin = 60, 14, 5, 0.05
+    shares = np.linspace(0, (1 - margin) / 2, 20_001)[1:-1]
+    likelihood = more * np.log(shares + margin) + less * np.log(shares)
+    likelihood += (n - more - less) * np.log(1 - margin - 2 * shares)
+    subtract = shares[likelihood.argmax()]
+    drawn = np.random.default_rng(0).multinomial(n, [subtract + margin, subtract, 1 - margin - 2 * subtract], 400_000)
+    simulated = np.mean(drawn[:, 0] - drawn[:, 1] >= more - less)
+    assert gate.difference_p_value(more, less, n, margin) == pytest.approx(simulated, rel=0.05)
+
+
+@pytest.mark.parametrize("margin", [-0.02, 0.0, 0.05])
+@pytest.mark.parametrize("n", [5, 12, 25])
+def test_the_p_value_holds_its_level(n, margin):
+    outcomes = np.array([(more, less, n - more - less) for more in range(n + 1) for less in range(n + 1 - more)])
+    p_values = np.array([gate.difference_p_value(more, less, n, margin) for more, less, _ in outcomes.tolist()])
+    for subtract in np.linspace(max(0.0, -margin) + 1e-3, (1 - margin) / 2 - 1e-3, 15):
+        chance = multinomial.pmf(outcomes, n, [subtract + margin, subtract, 1 - margin - 2 * subtract])
+        for level in (0.05, 0.005, 0.0005):
+            assert chance[p_values < level].sum() <= 1.1 * level
+
+
+@pytest.mark.parametrize("together", [0.0, 0.5, 0.9])
+def test_the_p_value_of_models_that_err_together_holds_its_level(together):
+    n, margin = 12, 0.05
+    steps = range(n + 1)
+    outcomes = [(a, b, c, n - a - b - c) for a in steps for b in steps[: n + 1 - a] for c in steps[: n + 1 - a - b]]
+    p_values = np.array([gate.difference_p_value(b, c, n, margin, 2 * a + b + c) for a, b, c, _ in outcomes])
+    for second in np.linspace(0.01, 0.94, 15):
+        first = second + margin
+        both = (1 - together) * first * second + together * second
+        chance = multinomial.pmf(outcomes, n, [both, first - both, second - both, 1 - first - second + both])
+        for level in (0.05, 0.005, 0.0005):
+            assert chance[p_values < level].sum() <= 1.1 * level
+
+
+def test_models_that_err_together_show_a_broken_class_with_few_pictures():
+    assert gate.difference_p_value(8, 0, 10, 0.05) > 0.001  # half of eight that disagree, by a coin
+    assert gate.difference_p_value(8, 0, 10, 0.05, right=8) < 0.0005
+
+
+def test_differences_intervals_cover():
+    rng = np.random.default_rng(0)
+    more, less, _ = rng.multinomial(40, [0.2, 0.1, 0.7], 20_000).T
+    low, high = gate.difference_interval(more, less, np.full(20_000, 40))
+    assert 0.94 < np.mean((low <= 0.1) & (high >= 0.1)) < 0.97
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(gate.holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(gate.holm(np.array([0.9, 0.8])), [1, 1])
+
+
+def test_the_calibration_errors_interval_is_the_paired_bootstrap():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 80)
+    old, new = (rng.dirichlet(np.full(3, a), 80) for a in (0.3, 1.0))
+    increases = []
+    for _ in range(1500):
+        drawn = rng.integers(0, 80, 80)
+        scores = [metrics.expected_calibration_error(each[drawn], labels[drawn]) for each in (old, new)]
+        increases.append(scores[1] - scores[0])
+    interval = gate.bootstrap_ece_increase(old, new, labels, seed=0)
+    np.testing.assert_allclose(interval, np.percentile(increases, [2.5, 97.5]), atol=0.015)
+    assert gate.bootstrap_ece_increase(old, old, labels, seed=0) == (0, 0)
+
+
+def test_no_tensorflow():
+    code = "import sys, pipeline.gate, pipeline.gate_page; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- rates
+
+
+def test_rates_of_a_few_simulated_pairs():
+    assert gates.false_promotions(pairs=8, seed=1) <= 1 / 8
+    assert gates.true_promotions(pairs=8, seed=1) >= 6 / 8
+    assert gates.broken_class(pairs=4, seed=1) == 1
+
+
+@pytest.mark.slow
+def test_rates():
+    assert gates.false_promotions() <= 0.05
+    assert gates.true_promotions() >= 0.9
+    assert gates.broken_class() >= 0.95

@@ -1,0 +1,226 @@
+"""MLflow's own registry over SQLite in a temporary folder; tests/test_mlflow_server.py asks servers the same."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from pipeline.errors import TrackingError
+from pipeline.registry import Registry, ensure_model, names, register_logged_model, table
+from pipeline.tracking import connect
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Tracking sets defaults in the environment; no other test shall see them."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with mock.patch.dict(os.environ):
+        connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path: Path, empty_database: Path) -> str:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def a_run(uri: str, **metrics: float) -> str:
+    """A run with a logged model, whose metrics are those of the test split."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("insects")
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment("insects")
+    run_id = client.create_run(experiment_id).info.run_id
+    model = client.create_logged_model(experiment_id, "model", run_id)
+    client.finalize_logged_model(model.model_id, "READY")
+    for name, value in metrics.items():
+        client.log_metric(run_id, f"test/{name}", value)
+    return str(run_id)
+
+
+def everything(uri: str) -> None:
+    """What a registry is asked over its life, on any backend."""
+    registry, other = Registry(uri, "ants"), Registry(uri, "bees")
+    assert registry.versions() == []
+    assert (registry.champion(), registry.previous(), registry.version(1)) == (None, None, None)
+    assert registry.history() == []
+    registry.alias("champion", None)
+    registry.delete(1)
+
+    runs = [a_run(uri, accuracy=0.5 + i / 10, accuracy_low=0.4, accuracy_high=0.9) for i in range(3)]
+    other.register(runs[0], {})
+    assert registry.of_run(runs[0]) is None
+    versions = [registry.register(run, {"graft.data_digest": "d" * 64}) for run in runs]
+    assert [version.number for version in versions] == [1, 2, 3]
+    assert registry.register(runs[1], {"graft.reason": "better"}).number == 2
+    assert registry.versions() == [registry.version(3), registry.version(2), registry.version(1)]
+    assert registry.of_run(runs[1]) == registry.version(2)
+    found = registry.version(2)
+    assert found is not None
+    assert found.run_id == runs[1]
+    assert found.tags == {"graft.data_digest": "d" * 64, "graft.reason": "better"}
+    assert timedelta() <= datetime.now(UTC) - found.created_at < timedelta(minutes=10)
+    assert registry.metrics(found) == {"test/accuracy": 0.6, "test/accuracy_low": 0.4, "test/accuracy_high": 0.9}
+
+    registry.alias("champion", 1)
+    registry.alias("champion", 2)
+    registry.alias("previous", 1)
+    assert registry.champion() == registry.version(2)
+    assert registry.previous() == registry.version(1)
+    registry.alias("previous", 2)
+    assert registry.champion() == registry.previous()
+    assert [version.aliases for version in registry.versions()] == [(), ("champion", "previous"), ()]
+    registry.alias("previous", None)
+    registry.alias("previous", None)
+    assert registry.previous() is None
+
+    registry.tag(2, {"graft.promoted_at": "2030-01-02T03:00:00+00:00", "graft.decided_by": "gate"})
+    newest, champion, oldest = table(registry)
+    assert (newest.number, champion.number, oldest.number) == (3, 2, 1)
+    assert champion.aliases == ("champion",)
+    assert (champion.accuracy, champion.accuracy_low, champion.accuracy_high) == (0.6, 0.4, 0.9)
+    assert champion.data_digest == "d" * 8
+    assert (champion.promoted_at, champion.reason, champion.decided_by) == (
+        "2030-01-02T03:00:00+00:00",
+        "better",
+        "gate",
+    )
+    assert (newest.promoted_at, newest.reason, newest.export_dir) == (None, None, None)
+
+    registry.delete(3)
+    registry.delete(3)
+    assert [version.number for version in registry.versions()] == [2, 1]
+    assert registry.register(runs[2], {}).number == 4, "no number is given twice"
+    registry.delete(2)
+    assert registry.champion() is None
+
+    registry.log("promoted version 2")
+    registry.log("ü" * 9000)
+    first, second = registry.history()
+    assert first.endswith(" promoted version 2")
+    assert second.endswith(" " + "ü" * 5000)
+    assert "2026" <= first[:19] <= f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    assert {"ants", "bees"} <= set(names(uri))
+
+
+def test_the_life_of_a_registry(uri: str) -> None:
+    everything(uri)
+
+
+def test_a_registered_model_and_its_version_know_each_other(uri: str) -> None:
+    run = a_run(uri)
+    version = Registry(uri, "ants").register(run, {})
+    client = connect(uri)
+    (model,) = client.search_logged_models([client.get_run(run).info.experiment_id])
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "ants", "version": 1}]
+    assert client.get_model_version("ants", str(version.number)).source == model.artifact_location
+
+
+@pytest.mark.parametrize("call", ["create_registered_model", "create_model_version", "set_logged_model_tags"])
+@pytest.mark.parametrize("done", [False, True], ids=["lost", "answer lost"])
+def test_registering_may_fail_anywhere_and_be_repeated(uri: str, call: str, done: bool) -> None:
+    from mlflow import MlflowClient
+
+    run, registry, really = a_run(uri), Registry(uri, "ants"), getattr(MlflowClient, call)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        if done:
+            really(*args, **kwargs)
+        raise ConnectionError("the line went dead")
+
+    with (
+        mock.patch.object(MlflowClient, call, fail),
+        pytest.raises(TrackingError, match="did not register a version of the model ants: the line went dead"),
+    ):
+        registry.register(run, {"graft.reason": "first"})
+    registry.register(run, {"graft.reason": "first"})
+
+    (version,) = registry.versions()
+    assert (version.number, version.run_id, version.tags) == (1, run, {"graft.reason": "first"})
+
+
+def test_somebody_else_creates_the_model_at_the_same_time(uri: str) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
+    client = connect(uri)
+    client.create_registered_model("ants")
+    missing = MlflowException("not found", RESOURCE_DOES_NOT_EXIST)
+    with mock.patch.object(MlflowClient, "get_registered_model", side_effect=missing):
+        ensure_model(client, "ants")
+    assert names(uri) == ["ants"]
+
+
+def test_a_run_without_a_model_cannot_be_registered(uri: str) -> None:
+    client = connect(uri)
+    run = client.create_run(client.create_experiment("insects")).info.run_id
+    with pytest.raises(TrackingError, match=f"The MLflow run {run} has no logged model"):
+        Registry(uri, "ants").register(run, {})
+    with pytest.raises(TrackingError, match="did not tag version 7 of the model ants"):
+        Registry(uri, "ants").tag(7, {"a": "b"})
+    with pytest.raises(TrackingError, match="did not set the alias champion of the model ants"):
+        Registry(uri, "ants").alias("champion", 7)
+
+
+def test_a_run_that_was_removed_has_no_metrics(uri: str) -> None:
+    registry = Registry(uri, "ants")
+    client = connect(uri)
+    client.create_registered_model("ants")
+    client.create_model_version("ants", "somewhere", "0" * 32)
+    (row,) = table(registry)
+    assert (row.accuracy, row.data_digest, row.run_id) == (None, None, "0" * 32)
+
+
+def test_the_history_keeps_the_newest_hundred_lines_and_always_the_last_one(uri: str) -> None:
+    registry, client = Registry(uri, "ants"), connect(uri)
+    client.create_registered_model("ants", tags={"owner": "nobody"})
+    for i in range(105):
+        client.set_registered_model_tag("ants", f"graft.history.2090-01-01T00:00:00.{i:06}Z", f"line {i}")
+    registry.log("the clock was set back")
+    lines = registry.history()
+    assert len(lines) == 100
+    assert lines[0].endswith("the clock was set back")
+    assert (lines[1], lines[-1]) == ("2090-01-01 00:00:00 line 6", "2090-01-01 00:00:00 line 104")
+    assert client.get_registered_model("ants").tags["owner"] == "nobody"
+
+
+def test_more_models_and_versions_than_one_page(uri: str) -> None:
+    client = connect(uri)
+    for i in range(105):
+        client.create_registered_model(f"m{i:03}")
+    assert names(uri) == [f"m{i:03}" for i in range(105)]
+
+
+def test_mlflow_is_away() -> None:
+    registry = Registry("http://user:secret@127.0.0.1:9", "ants")
+    with pytest.raises(TrackingError, match="did not list the versions of the model ants") as error:
+        registry.champion()
+    assert "http://user:***@127.0.0.1:9" in str(error.value)
+    assert "secret" not in str(error.value)
+    with pytest.raises(TrackingError, match="did not list the registered models"):
+        names("http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match="did not add to the history of the model ants"):
+        registry.log("nobody hears it")
+    with pytest.raises(TrackingError):
+        registry.delete(1)
+    with pytest.raises(TrackingError):
+        registry.metrics(mock.Mock(number=1, run_id="0" * 32))
+
+
+def test_a_logged_model_becomes_a_version_once(uri: str) -> None:
+    client, run = connect(uri), a_run(uri)
+    (model,) = client.search_logged_models([client.get_run(run).info.experiment_id])
+    assert [register_logged_model(client, "ants", run, model, {"a": str(i)}) for i in range(2)] == [1, 1]
+    assert Registry(uri, "ants").versions()[0].tags == {"a": "1"}

@@ -3,7 +3,7 @@
 # make lint         ruff and mypy
 # make bench        training beside two recipes on photographs, half an hour: writes docs/benchmarks.md
 # make bench-serve  the endpoint beside three others, half an hour: likewise
-# make soak         the endpoint under overload, swaps, slow clients and 10,000 damaged requests
+# make soak         what the endpoint and retraining withstand, two hours: writes docs/reliability.md
 PYTHON ?= python3.11
 GRAFT := .venv/bin/graft
 
@@ -30,6 +30,7 @@ bench-serve: .venv/installed .venv-rivals/installed
 
 soak: .venv/installed
 	KERAS_HOME="$${KERAS_HOME:-../shared/keras}" .venv/bin/python -m benchmarks.soak
+	KERAS_HOME="$${KERAS_HOME:-../shared/keras}" .venv/bin/python -m benchmarks.reliability
 
 .venv-rivals/installed: benchmarks/rivals/requirements.txt
 	$(PYTHON) -m venv .venv-rivals

@@ -3,7 +3,7 @@
     python -m benchmarks.gates
 
 prints how often challengers are promoted that are no better, that are better by five points, and that broke one class
-while the total improved: 200 pairs of models for each row, on 1000 test pictures, with the config's default rules. Four
+while the total improved: 200 pairs of models for each row, on 1000 test pictures, with the config's default rules. Six
 minutes on two cores.
 
 A picture has a difficulty, which both models feel, and each model has luck of its own with it: it is right where

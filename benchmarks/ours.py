@@ -81,7 +81,7 @@ def train(pieces: Pieces) -> dict[str, Any]:
     splits = pieces.ingest()
     ingested = time.perf_counter()
     history = finetune.finetune(
-        pieces.network, pieces.config.phases, pieces.pictures(splits), pieces.console, lambda epoch: None
+        pieces.network, pieces.config.phases, pieces.pictures(splits), None, pieces.console, lambda epoch: None
     )
     return {
         "seconds": time.perf_counter() - started,

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline import lifecycle
-from pipeline.cli import Overrides, errors_in_words, graft, out, shown
+from pipeline.cli import Overrides, errors_in_words, graft, out, shown, stop_in_order
 from pipeline.console import Console
 from pipeline.errors import CacheError, ConfigError, DataError, TrackingError
 from pipeline.quiet import import_tensorflow
@@ -70,8 +69,7 @@ def run(
 
         if (config is None) == (resume is None) or (resume is not None and overrides):
             raise ConfigError("Give either a CONFIG, or --resume RUN_DIR, whose config it goes on with.")
-        # A scheduler's way to stop a run; what Ctrl-C does leaves everything in order.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stop_in_order()
         loaded = load(config, overrides) if config is not None else None
         import_tensorflow()
         from pipeline.recording import config_of

@@ -89,12 +89,11 @@ class Checkpoints:
                     _write_all(file.fileno(), part)
                 _write_all(file.fileno(), checksum.to_bytes(4, "big"))
                 os.fsync(file.fileno())
-            partial.replace(self.path)
+            partial.replace(self.path)  # Should the machine die before this is on the disk, the one before is.
         except OSError:
             with suppress(OSError):  # A part would only take room, of which there may be none.
                 partial.unlink()
             raise
-        _sync(self.folder)
 
     def read(self, decides: str, warn: Callable[[str], None]) -> tuple[Progress, dict[str, np.ndarray]] | None:
         """The progress and the arrays, read-only, in the order they were written; None where there is no checkpoint.
@@ -138,12 +137,3 @@ def _write_all(file: int, part: bytes | memoryview) -> None:
     rest = memoryview(part)
     while len(rest):
         rest = rest[os.write(file, rest) :]
-
-
-def _sync(folder: Path) -> None:
-    """A file's new name is on the disk when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

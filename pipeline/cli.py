@@ -1,6 +1,7 @@
 """What the commands share: how a mistake ends, how paths are shown, and the arguments that many of them take."""
 
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,3 +65,13 @@ def shown(path: Path) -> str:
 def graft() -> str:
     """The command as it can be typed here: outside an activated environment the bare name is not found."""
     return "graft" if shutil.which("graft") else shown(Path(sys.argv[0]).absolute())
+
+
+def stop_in_order() -> None:
+    """SIGTERM, a scheduler's way to stop a job, does what Ctrl-C does; a second one does not disturb that."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)

@@ -504,7 +504,8 @@ class Gate(Strict):
     max_latency_ratio: Annotated[float, Field(ge=1)] | None = 2.0
     """The challenger's median time for one picture may be this many times the champion's. null: any."""
     min_accuracy: Fraction | None = None
-    """Without a champion: the least accuracy. Default: more than always answering the commonest class."""
+    """Without a champion: the least accuracy. Default: the lower end of its 95 % interval must be above what always
+    answering the commonest class would reach."""
     max_ece: Fraction | None = None
     """Without a champion: the largest expected calibration error. Default: any."""
 

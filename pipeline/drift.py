@@ -24,8 +24,8 @@ FEWEST = 50
 """Samples of different pictures, below which nothing is said."""
 FEWEST_HELD_OUT = 20
 """Held-out pictures, likewise."""
-NEWEST = 1000
-"""Different pictures that are compared at most. Of more, ever smaller differences would count."""
+NEWEST = 500
+"""Different pictures that are compared at most: 200 new ones must show among older ones that were as they should be."""
 LARGE_PSI = 0.25
 """The customary bounds are 0.1 for a small and 0.25 for a large shift (Siddiqi, Credit Risk Scorecards, 2006, 13)."""
 LARGE_DISTANCE = 0.01
@@ -156,7 +156,8 @@ def read_reference(export_dir: Path) -> Reference:
             "reads, e.g. export/NAME/1."
         )
     try:
-        with np.load(path / REFERENCE) as arrays:
+        # Opened here, as NumPy leaves a file open that it cannot read.
+        with (path / REFERENCE).open("rb") as file, np.load(file) as arrays:
             embeddings, probabilities, split = (arrays[key] for key in ("embeddings", "probabilities", "split"))
     except FileNotFoundError:
         reason = "it was exported before graft kept what its data looks like. Train it again"
@@ -212,7 +213,7 @@ def compare(reference: Reference, samples: Samples, seed: int) -> Drift:
 
 
 def _sentence(reference: Reference, samples: Samples, comparisons: list[Comparison], drifted: bool) -> str:
-    what, held_out = f"what {reference.name} {reference.version} is asked", int(reference.held_out.sum())
+    what, held_out = f"what version {reference.version} of {reference.name} is asked", int(reference.held_out.sum())
     if held_out < FEWEST_HELD_OUT:
         return (
             f"It cannot be told whether {what} has drifted: {held_out} pictures of its data were held out from the "
@@ -318,13 +319,14 @@ def energy(embeddings: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         float64 [R].
     """
     distances = _distances(embeddings).astype(np.float32)
-    taken = chosen.sum(axis=0)
-    x = (chosen / taken).astype(np.float32)
-    y = (~chosen / (len(chosen) - taken)).astype(np.float32)
-    to_x, to_y = distances @ x, distances @ y
-    across = (x * to_y).sum(axis=0, dtype=np.float64)
-    within = (x * to_x).sum(axis=0, dtype=np.float64) + (y * to_y).sum(axis=0, dtype=np.float64)
-    found: np.ndarray = 1 - within / (2 * across)
+    n = chosen.sum(axis=0)
+    m = len(chosen) - n
+    # Sums of distances: from each picture to the chosen ones; among these; from them to the others; among the others.
+    to_chosen = distances @ chosen.astype(np.float32)
+    among = np.einsum("ij,ij->j", to_chosen, chosen, dtype=np.float64)
+    across = to_chosen.sum(axis=0, dtype=np.float64) - among
+    among_others = distances.sum(dtype=np.float64) - among - 2 * across
+    found: np.ndarray = 1 - (among / n**2 + among_others / m**2) / (2 * across / (n * m))
     return found
 
 
@@ -334,7 +336,7 @@ def _figure(values: np.ndarray, large: float) -> Figure:
     The figure is one of the rearrangements: Phipson and Smyth, Permutation P-values should never be zero, 2010.
     """
     value = float(values[0])
-    p = float(np.mean(values >= value - 1e-9))  # What is equal may be rounded.
+    p = float(np.mean(values >= value - 1e-7))  # What is equal may be rounded.
     return Figure(value=value, p=p, differs=value >= large and p <= P)
 
 

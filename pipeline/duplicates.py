@@ -1,5 +1,5 @@
-"""Finds the pictures of a data set that show the same: copies of the same bytes, and copies that were re-encoded, resized
-or cropped a little. NumPy, SciPy and scikit-learn, no TensorFlow.
+"""Finds the pictures of a data set that show the same: copies of the same bytes, and copies that were re-encoded,
+resized or cropped a little. NumPy, SciPy and scikit-learn, no TensorFlow.
 
     candidates      each picture's nearest neighbours by two descriptors: where in it edges of which direction lie, and
                     the pretrained network's embedding. They cost little and find too many.
@@ -8,10 +8,10 @@ or cropped a little. NumPy, SciPy and scikit-learn, no TensorFlow.
     clusters        what the confirmed pairs connect. Where pictures are so alike that chains of pairs connect unlike
                     ones, pairs must be closer.
 
-What is compared are the two pictures' gradients, where they overlap. That leaves out what unlike pictures share, such as
-a bright sky above dark ground: copies correlate by more than 0.97, other photographs of the same kind by less than 0.75.
-A thumbnail shows no small details, so that a screenshot with another word in it may pass for a copy. A picture in which
-next to nothing is to be seen, such as a black frame, is compared by its bytes alone.
+What is compared are the two pictures' gradients, where they overlap. That leaves out what unlike pictures share, such
+as a bright sky above dark ground: copies correlate by more than 0.97, other photographs of the same kind by less than
+0.75. A thumbnail shows no small details, so that a screenshot with another word in it may pass for a copy. A picture in
+which next to nothing is to be seen, such as a black frame, is compared by its bytes alone.
 
 Perceptual hashes serve less well to find candidates: where 8 % are cut off two sides, the usual 64 bits differ in about
 as many as those of unrelated pictures.
@@ -33,11 +33,11 @@ from sklearn.neighbors import NearestNeighbors
 SIDE = 32  # S
 SAME = 0.96  # the correlation from which two pictures show the same
 COLOURS = 0.8  # the same of their colours, which compression coarsens
-LARGE = 100  # a cluster of more pictures must be tight: of the pairs compared in it, this share shows the same
+LARGE = 20  # a cluster of more pictures must be tight: this share of them shows the same as the one with most pairs
 TIGHT = 0.5
 
 _NEIGHBOURS = 8  # of each picture, by each descriptor
-_LEAST_COSINE = 0.4  # of candidates' descriptors
+_LEAST_COSINE = 0.5  # of candidates' descriptors
 _BLOCK = 1024  # pictures or pairs at once: below 100 MB
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
@@ -45,12 +45,13 @@ _CELLS, _DIRECTIONS = 4, 8  # of the histograms of oriented gradients
 _BLUR = 1.0  # standard deviation in pixels of a thumbnail, so that interpolation between them changes little
 _NOISE = 0.25  # grey levels per pixel: gradients that rounding and compression leave in an empty picture
 
-# Where one picture may lie in the other. Coordinates run from -1 to 1 across a thumbnail. 8 % cut off two opposite sides
-# enlarge by 1.19; 8 % cut off one side of a picture twice as wide as high move the centre crop by 0.2.
+# Where one picture may lie in the other. Coordinates run from -1 to 1 across a thumbnail. 8 % cut off two opposite
+# sides enlarge by 1.19; 8 % cut off one side of a picture twice as wide as high move the centre crop by 0.2.
 _LARGEST_SCALE, _LARGEST_SHIFT = 1.25, 0.35
 _COARSE_SCALES = np.geomspace(1 / 1.19, 1.19, 5)
 _COARSE_POINTS, _COARSE_STEP, _COARSE_REACH = 10, 0.14, 2  # a grid of 10 × 10 points, moved by up to 2 steps
-_COARSE_CORRELATION = 0.65  # of luminance, below which no closer look is taken
+_LEAST_COARSE = 0.65  # correlation of luminance, below which no closer look is taken
+_LEAST_FINE = 0.7  # of gradients, one way, below which the other way is left out
 _STEPS = 6  # of Gauss-Newton
 
 _PIXELS = ((np.arange(SIDE) + 0.5) / SIDE * 2 - 1).astype(np.float32)  # their centres
@@ -81,7 +82,7 @@ def thumbnail(images: np.ndarray) -> np.ndarray:
     """What `find` compares: uint8 [n, S, S, 3] of pictures as the network sees them, uint8 [n, H, W, 3], RGB."""
     small = np.empty((len(images), SIDE, SIDE, 3), np.uint8)
     for row, image in enumerate(images):
-        small[row] = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        small[row] = np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     return small
 
 
@@ -103,8 +104,8 @@ def find(digests: Sequence[str], embeddings: np.ndarray | None, thumbnails: np.n
     # By digest, so that neither rounding nor ties depend on the order of the pictures.
     firsts = np.array([copies[digest][0] for digest in sorted(copies)], np.int64)
     near, correlations = _near(thumbnails[firsts], None if embeddings is None else embeddings[firsts])
-    for rows, correlation in zip(np.sort(firsts[near], axis=1).tolist(), correlations.tolist(), strict=True):
-        pairs.append(Pair(*rows, f"same picture, correlation {correlation:.3f}"))
+    for (first, second), correlation in zip(np.sort(firsts[near], axis=1).tolist(), correlations, strict=True):
+        pairs.append(Pair(first, second, f"same picture, correlation {correlation:.3f}"))
     pairs.sort()
     edges = np.array([pair[:2] for pair in pairs], np.int64).reshape(-1, 2)
     clusters = sorted(tuple(rows.tolist()) for rows in _components(edges, len(digests)))
@@ -129,32 +130,30 @@ def _near(thumbnails: np.ndarray, embeddings: np.ndarray | None) -> tuple[np.nda
     if not rounds:
         return np.empty((0, 2), np.int64), np.empty(0)
     pairs, correlations = (np.concatenate(part) for part in zip(*rounds, strict=True))
-    kept = _tight(pairs, correlations, len(thumbnails))
+    kept = _tight(thumbnails, pairs, correlations)
     return pairs[kept], correlations[kept]
 
 
-def _tight(pairs: np.ndarray, correlations: np.ndarray, pictures: int) -> np.ndarray:
-    """Which pairs show the same, bool [P]: what is above SAME, and more where that makes a large and loose cluster.
+def _tight(thumbnails: np.ndarray, pairs: np.ndarray, correlations: np.ndarray) -> np.ndarray:
+    """Which pairs are kept, bool [P]: those above SAME, and fewer where they make a large and loose cluster.
 
-    Frames of a film, or digits, change little by little until they have nothing in common. There, the correlation that
-    is asked for comes closer to 1, by halves, until what remains connected is small, or mostly alike.
+    Frames of a film, or plain shapes, change little by little until they have nothing in common. There the correlation
+    that is asked for comes closer to 1, by halves, until what remains connected is small, or shows the same.
     """
-    kept = correlations >= SAME
-    asked = np.full(len(pairs), SAME)
+    asked, kept = SAME, correlations >= SAME
     while True:
-        cluster = np.full(pictures, -1)
-        for number, rows in enumerate(_components(pairs[kept], pictures)):
-            cluster[rows] = number
-        inside = (cluster[pairs[:, 0]] == cluster[pairs[:, 1]]) & (cluster[pairs[:, 0]] >= 0)
-        number = cluster[pairs[inside, 0]]
-        size = np.bincount(cluster[cluster >= 0], minlength=1)
-        share = np.bincount(number, kept[inside], len(size)) / np.maximum(np.bincount(number, minlength=len(size)), 1)
-        loose = inside.copy()
-        loose[inside] = ((size > LARGE) & (share < TIGHT))[number]
+        loose = np.zeros(len(thumbnails), bool)
+        for rows in _components(pairs[kept], len(thumbnails)):
+            if len(rows) > LARGE:
+                inside = kept & np.isin(pairs[:, 0], rows)
+                centre = np.bincount(pairs[inside].ravel()).argmax()  # has the most pairs
+                others = rows[rows != centre]
+                alike = _correlations(thumbnails, np.stack([np.full_like(others, centre), others], axis=1)) >= SAME
+                loose[rows] = alike.mean() < TIGHT
         if not loose.any():
             return kept
-        asked[loose] = (1 + asked[loose]) / 2
-        kept &= correlations >= asked
+        asked = (1 + asked) / 2
+        kept &= ~loose[pairs[:, 0]] | (correlations >= asked)
 
 
 def _components(edges: np.ndarray, pictures: int) -> list[np.ndarray]:
@@ -178,7 +177,7 @@ def _oriented_gradients(thumbnails: np.ndarray) -> np.ndarray:
     cells = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(_CELLS))).astype(np.float32)
     blocks = []
     for start in range(0, len(thumbnails), _BLOCK):
-        luma = gaussian_filter(thumbnails[start : start + _BLOCK] @ _LUMA, (0, _BLUR, _BLUR))
+        luma = _blurred(thumbnails[start : start + _BLOCK] @ _LUMA)
         down, across = np.gradient(luma, axis=(1, 2))
         strength = np.hypot(down, across)
         direction = np.arctan2(down, across) / (2 * np.pi) * _DIRECTIONS
@@ -200,7 +199,7 @@ def _neighbours(descriptors: np.ndarray) -> np.ndarray:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6))
 
 
 # -------------------------------------------------------------------------------------------------------- verification
@@ -210,42 +209,57 @@ def _correlations(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """How alike two pictures are, for pairs int [P, 2]: float [P], -1 to 1, and 0 where a first look says no."""
     result = np.zeros(len(pairs))
     for start in range(0, len(pairs), _BLOCK):
-        first, second = (_blurred(thumbnails[pairs[start : start + _BLOCK, side]]) for side in (0, 1))
-        places, similar = _coarse(first[:, 3], second[:, 3])
-        rows = np.flatnonzero(similar >= _COARSE_CORRELATION)
-        first, second, places = first[rows], second[rows], places[rows]
-        back = np.concatenate([np.ones_like(places[:, :1]), -places[:, 1:]], axis=1) / places[:, :1]
-        # The better of the two: a picture that has to be enlarged becomes less like its original.
-        there = _correlation(first, second, places)
-        result[start + rows] = np.maximum(there, _correlation(second, first, back))
+        block = pairs[start : start + _BLOCK]
+        places, similar = _coarse(*(_blurred(thumbnails[block[:, side]] @ _LUMA) for side in (0, 1)))
+        rows = np.flatnonzero(similar >= _LEAST_COARSE)
+        if not len(rows):
+            continue
+        first, second = (_with_luminance(thumbnails[block[rows, side]]) for side in (0, 1))
+        there = _correlation(first, second, places[rows])
+        # The better of the two directions: a picture that has to be enlarged becomes less like its original.
+        near = np.flatnonzero(there >= _LEAST_FINE)
+        if len(near):
+            scale, shift = places[rows[near], :1], places[rows[near], 1:]
+            back = np.concatenate([1 / scale, -shift / scale], axis=1)
+            there[near] = np.maximum(there[near], _correlation(second[near], first[near], back))
+        result[start + rows] = there
     return result
 
 
-def _blurred(thumbnails: np.ndarray) -> np.ndarray:
-    """Red, green, blue and luminance: float32 [n, 4, S, S]."""
-    colours = thumbnails.transpose(0, 3, 1, 2).astype(np.float32)
-    images = np.concatenate([colours, np.tensordot(colours, _LUMA, (1, 0))[:, None]], axis=1)
-    return gaussian_filter(images, (0, 0, _BLUR, _BLUR))
+def _blurred(images: np.ndarray) -> np.ndarray:
+    """float32 [..., S, S]."""
+    return np.asarray(gaussian_filter(images.astype(np.float32), _BLUR, axes=(-2, -1)))
+
+
+def _with_luminance(thumbnails: np.ndarray) -> np.ndarray:
+    """Red, green, blue and luminance, blurred: float32 [n, 4, S, S]."""
+    images = np.concatenate([thumbnails, (thumbnails @ _LUMA)[..., None]], axis=-1)
+    return _blurred(images.transpose(0, 3, 1, 2))
 
 
 def _correlation(still: np.ndarray, moved: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """The correlation of gradients, float [P], when the second picture, as the first float32 [P, 4, S, S], is laid on it.
+    """The correlation of gradients, float [P], once the moved picture is laid on the still one.
 
-    That of luminance; but where the colours, with the same gain for all, correlate less than COLOURS, theirs.
+    It is that of luminance; where the colours, with the same gain for all, correlate less than COLOURS, it is theirs.
+
+    Args:
+        still: float32 [P, 4, S, S], from `_with_luminance`.
+        moved: the same.
+        places: float32 [P, 3], about where the still picture lies in the moved one; see `_coarse`.
     """
     down, across = _grids(_refined(still[:, 3], moved[:, 3], places))
     laid = _weights(down)[:, None] @ moved @ _weights(across)[:, None].swapaxes(2, 3)
     inside = _inside(down, across, margin=3 / SIDE)[:, None]  # as a gradient reaches to the next pixels
-    products, energies, others = 0.0, 0.0, 0.0
-    for a, b in zip(np.gradient(still, axis=(2, 3)), np.gradient(laid, axis=(2, 3)), strict=True):
-        products = products + (a * b * inside).sum(axis=(2, 3), dtype=np.float64)
-        energies = energies + (a * a * inside).sum(axis=(2, 3), dtype=np.float64)
-        others = others + (b * b * inside).sum(axis=(2, 3), dtype=np.float64)
+    ours, theirs = (np.stack(np.gradient(images, axis=(2, 3)), axis=2) for images in (still, laid))
     noise = _NOISE**2 * np.maximum(inside.sum(axis=(2, 3)), 1)
-    luminance = products[:, 3] / np.sqrt((energies + noise)[:, 3] * (others + noise)[:, 3])
-    sums = [(values + extra)[:, :3].sum(axis=1) for values, extra in ((products, 0), (energies, noise), (others, noise))]
-    colours = sums[0] / np.sqrt(sums[1] * sums[2])
-    return np.where(colours < COLOURS, np.minimum(luminance, colours), luminance)
+    product, energy, other = (
+        np.einsum("pcgyx,pcgyx,pyx->pc", a, b, inside[:, 0], optimize=True)
+        for a, b in ((ours, theirs), (ours, ours), (theirs, theirs))
+    )
+    energy, other = energy + noise, other + noise
+    luminance = product[:, 3] / np.sqrt(energy[:, 3] * other[:, 3])
+    colours = product[:, :3].sum(axis=1) / np.sqrt(energy[:, :3].sum(axis=1) * other[:, :3].sum(axis=1))
+    return np.asarray(np.where(colours < COLOURS, np.minimum(luminance, colours), luminance))
 
 
 def _coarse(still: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,7 +272,7 @@ def _coarse(still: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarra
     middle = _weights(grid[reach:-reach])
     template = (middle @ still @ middle.T).reshape(pairs, -1)
     template = _unit(template - template.mean(axis=1, keepdims=True))
-    best, places = np.full(pairs, -1, np.float32), np.tile(np.float32([1, 0, 0]), (pairs, 1))
+    best, places = np.full(pairs, -1, np.float32), np.zeros((pairs, 3), np.float32)
     for scale in _COARSE_SCALES:
         weights = _weights((scale * grid).astype(np.float32))
         windows = np.lib.stride_tricks.sliding_window_view(weights @ moved @ weights.T, (points, points), axis=(1, 2))
@@ -268,7 +282,7 @@ def _coarse(still: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarra
             similar = np.einsum("pi,pi->p", window, template) / spread
             better = similar > best
             best[better] = similar[better]
-            places[better] = scale * np.float32([1, (x - reach) * _COARSE_STEP, (y - reach) * _COARSE_STEP])
+            places[better] = scale, scale * (x - reach) * _COARSE_STEP, scale * (y - reach) * _COARSE_STEP
     return places, best
 
 
@@ -278,15 +292,13 @@ def _refined(still: np.ndarray, moved: np.ndarray, places: np.ndarray) -> np.nda
     for _ in range(_STEPS):
         down, across = _grids(places)
         laid = _weights(down) @ moved @ _weights(across).swapaxes(1, 2)
-        inside = _inside(down, across, margin=1 / SIDE).reshape(pairs, -1, 1)
+        inside = _inside(down, across, margin=1 / SIDE).reshape(pairs, 1, -1)
         # The gradient of what is laid there, by the place's x and y.
-        by_y, by_x = (
-            gradient * (SIDE / 2 / places[:, 0, None, None]) for gradient in np.gradient(laid, axis=(1, 2))
-        )  # fmt: skip
+        by_y, by_x = (slope * (SIDE / 2 / places[:, 0, None, None]) for slope in np.gradient(laid, axis=(1, 2)))
         by_scale = by_x * _PIXELS + by_y * _PIXELS[:, None]
-        columns = np.stack([by_scale, by_x, by_y, laid, np.ones_like(laid)], axis=-1).reshape(pairs, -1, 5)
-        weighted = (columns * inside).swapaxes(1, 2)
-        normal = weighted @ columns + np.eye(5, dtype=np.float32)  # the identity: no step where there is no gradient
+        rows = np.stack([by_scale, by_x, by_y, laid, np.ones_like(laid)], axis=1).reshape(pairs, 5, -1)
+        weighted = rows * inside
+        normal = weighted @ rows.swapaxes(1, 2) + np.eye(5, dtype=np.float32)  # the identity: flat pictures stay put
         solution = np.linalg.solve(normal.astype(np.float64), weighted @ still.reshape(pairs, -1, 1))[:, :, 0]
         step = solution[:, :3] / np.maximum(solution[:, 3:4], 0.2)  # the gain was in the gradients too
         places = (places + np.clip(step, -0.06, 0.06)).astype(np.float32)
@@ -304,10 +316,10 @@ def _grids(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _weights(points: np.ndarray) -> np.ndarray:
     """Of a thumbnail's pixels, for linear interpolation at points float32 [..., p]: float32 [..., p, S]."""
     pixels = ((points + 1) / 2 * SIDE - 0.5).clip(0, SIDE - 1)
-    return np.maximum(0, 1 - np.abs(pixels[..., None] - np.arange(SIDE, dtype=np.float32)))
+    return np.asarray(np.maximum(0, 1 - np.abs(pixels[..., None] - np.arange(SIDE, dtype=np.float32))))
 
 
 def _inside(down: np.ndarray, across: np.ndarray, margin: float) -> np.ndarray:
     """1 where the second picture lies under the first, else 0: float32 [P, S, S]."""
     rows, columns = ((np.abs(points) <= 1 - margin + 1e-4).astype(np.float32) for points in (down, across))
-    return rows[:, :, None] * columns[:, None, :]
+    return np.asarray(rows[:, :, None] * columns[:, None, :])

@@ -327,7 +327,7 @@ def _accuracy_floor(new: Model, labels: np.ndarray, classes: list[str], rules: G
     low, high = new.accuracy_interval
     return Check(
         name="floor accuracy",
-        passed=new.accuracy > share,
+        passed=low > share,
         finding=f"{found}, 95 % from {_points(low, n)} to {_points(high, n)}",
         rule=f"the interval's lower end must be above {_percent(share)}, which always answering {classes[commonest]} "
         "would reach",

@@ -23,8 +23,8 @@ from pipeline.config import Gate
 from pipeline.console import Console
 from pipeline.decoded import unchanged
 from pipeline.errors import DataError
-from pipeline.gate import Answers, Decision, decide
-from pipeline.gate_page import Flip
+from pipeline.gate import Answers, Decision, decide, flipped
+from pipeline.gate_page import MOST_PICTURES, Flip
 from pipeline.parallel import WORKERS
 from pipeline.pixels import decode
 from pipeline.sources.base import Source
@@ -138,9 +138,13 @@ def judge(
             if not clean.any():
                 raise DataError(f"{leak.sentence} Freeze another test set: graft freeze-test CONFIG.")
     challenger, *others = [Answers(a.name, a.probabilities[clean], a.latency_ms) for a in answers]
-    decision = decide(next(iter(others), None), challenger, labels[clean], classes, rules, seed)
+    old = next(iter(others), None)
+    decision = decide(old, challenger, labels[clean], classes, rules, seed)
     verdict = Verdict(decision=decision, leak=leak, missing=frozen - len({row["sha256"] for row in test}))
-    return Judged(verdict, _flips(models[0], scores, labels, classes, test, clean, source) if champion else [])
+    if old is None:
+        return Judged(verdict, [])
+    rows = np.flatnonzero(clean)[flipped(old, challenger, labels[clean])]
+    return Judged(verdict, _flips(models[0], answers, rows, classes, test, source))
 
 
 class _Model:
@@ -215,28 +219,27 @@ def _learned(test: list[dict[str, str]], champion: Path, run_dir: Path) -> np.nd
 
 def _flips(
     model: _Model,
-    scores: list[np.ndarray],
-    labels: np.ndarray,
+    answers: list[Answers],
+    rows: np.ndarray,
     classes: list[str],
     test: list[dict[str, str]],
-    clean: np.ndarray,
     source: Source,
 ) -> list[Flip]:
-    """The pictures whose label changes, as the challenger sees them."""
-    new, old = (table.argmax(axis=1) for table in scores)
-    rows = np.flatnonzero((new != old) & clean)
-    chosen = [test[row] for row in rows]
+    """Test pictures, int [F], whose label changes; the first ones as the challenger sees them."""
+    drawn = np.sort(rows[:MOST_PICTURES])
+    pictures = dict(zip(drawn.tolist(), map(model.decode, _encoded(source, [test[row] for row in drawn])), strict=True))
+    new, old = (answer.probabilities for answer in answers)
     return [
         Flip(
             name=test[row]["path"],
-            label=classes[labels[row]],
-            champion=classes[old[row]],
-            challenger=classes[new[row]],
-            champion_score=float(scores[1][row].max()),
-            challenger_score=float(scores[0][row].max()),
-            picture=model.decode(encoded),
+            label=test[row]["label"],
+            champion=classes[int(old[row].argmax())],
+            challenger=classes[int(new[row].argmax())],
+            champion_score=float(old[row].max()),
+            challenger_score=float(new[row].max()),
+            picture=pictures.get(row),
         )
-        for row, encoded in zip(rows, _encoded(source, chosen), strict=True)
+        for row in rows.tolist()
     ]
 
 

@@ -6,6 +6,7 @@ Shape letters: N pictures of all splits, D features, S side of a thumbnail.
 import csv
 import io
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -31,15 +32,48 @@ LIKE_TEST = "shows the same as a test picture"
 _CHUNK = 64  # pictures
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What near duplicates are found by.
+
+    Attributes:
+        digests: of the N pictures.
+        embeddings: float32 [N, D], or None.
+        thumbnails: uint8 [N, S, S, 3].
+    """
+
+    digests: list[str]
+    embeddings: np.ndarray | None
+    thumbnails: np.ndarray
+
+
+def look(
+    config: RunConfig, splits: Splits, backbone: keras.Model, spec: PixelSpec, store: Store | None, console: Console
+) -> Seen | None:
+    """What the pretrained network, and a small picture, say of every picture; what is in the store is read from there.
+
+    Args:
+        config: the run's.
+        splits: its pictures.
+        backbone: with the weights that training starts from.
+        spec: how encoded pictures become pixels.
+        store: where activations are kept; None where they are not.
+        console: hears of trouble.
+
+    Returns:
+        None where the config does not ask for near duplicates.
+    """
+    if config.retrain.near_duplicates == "ignore":
+        return None
+    embeddings = None
+    if config.backbone.weights != "none":  # Random layers tell nothing of what is seen.
+        embeddings = _embeddings(config, splits, backbone, spec, store, console)
+    digests = [digest for split in splits.all for digest in split.digests]
+    return Seen(digests, embeddings, _thumbnails(splits, spec, store, console))
+
+
 def guarded(
-    config: RunConfig,
-    splits: Splits,
-    frozen: FrozenTest | None,
-    backbone: keras.Model,
-    spec: PixelSpec,
-    store: Store | None,
-    run_dir: Path,
-    console: Console,
+    splits: Splits, frozen: FrozenTest | None, seen: Seen | None, run_dir: Path, console: Console
 ) -> tuple[Splits, FrozenTest]:
     """Divides a run's pictures so that nothing of the test set is learned from.
 
@@ -47,12 +81,9 @@ def guarded(
     that was frozen before, the others are left out of the splits.
 
     Args:
-        config: the run's.
         splits: by content and by what the data brings, from `ingest`.
         frozen: the test set in force; None to freeze the test split.
-        backbone: with the weights that training starts from.
-        spec: how encoded pictures become pixels.
-        store: where activations are kept; None where they are not.
+        seen: from `look`; None to leave near duplicates where they are.
         run_dir: gets the list of pictures that show the same.
         console: hears what was found.
 
@@ -61,9 +92,12 @@ def guarded(
     """
     if frozen is not None:
         splits = testset.separated(splits, frozen)
-    clusters = []
-    if config.retrain.near_duplicates == "together":
-        clusters = _clusters(config, splits, backbone, spec, store, console)
+    clusters: list[list[str]] = []
+    if seen is not None:
+        in_splits = {digest for split in splits.all for digest in split.digests}
+        found = duplicates.find(seen.digests, seen.embeddings, seen.thumbnails).clusters
+        alike = [sorted({seen.digests[row] for row in cluster} & in_splits) for cluster in found]
+        clusters = [cluster for cluster in alike if len(cluster) > 1]
     _write(run_dir / CLUSTERS, splits, clusters)
     if clusters:
         splits = _together(splits, clusters, frozen is not None, console)
@@ -71,18 +105,6 @@ def guarded(
     if waiting:
         console.say(f"{waiting} pictures wait for the next test set: graft freeze-test CONFIG")
     return splits, frozen or testset.of_splits(splits, version=1)
-
-
-def _clusters(
-    config: RunConfig, splits: Splits, backbone: keras.Model, spec: PixelSpec, store: Store | None, console: Console
-) -> list[list[str]]:
-    """Digests of pictures that show the same, two or more."""
-    digests = [digest for split in splits.all for digest in split.digests]
-    embeddings = None
-    if config.backbone.weights != "none":  # Random layers tell nothing of what is seen.
-        embeddings = _embeddings(config, splits, backbone, spec, store, console)
-    found = duplicates.find(digests, embeddings, _thumbnails(splits, spec, store, console))
-    return [[digests[row] for row in cluster] for cluster in found.clusters]
 
 
 def _embeddings(
@@ -123,10 +145,7 @@ def _thumbnails(splits: Splits, spec: PixelSpec, store: Store | None, console: C
             if value is not None:
                 table[row] = np.frombuffer(value, np.uint8).reshape(table.shape[1:])
         missing = np.array([row for row, value in enumerate(known) if value is None], int)
-        with (
-            console.bar(f"  thumbnails, {split.name}", len(missing)) as advance,
-            closing(split.stream(missing, _CHUNK)) as batches,
-        ):
+        with closing(split.stream(missing, _CHUNK)) as batches:
             for rows, images in batches:
                 table[rows] = duplicates.thumbnail(images)
                 if store is not None and space is not None:
@@ -135,7 +154,6 @@ def _thumbnails(splits: Splits, spec: PixelSpec, store: Store | None, console: C
                     except CacheError as error:
                         console.warn(f"{error} Thumbnails are made again next time.")
                         store = None
-                advance(len(rows))
         tables.append(table)
     return np.concatenate(tables)
 

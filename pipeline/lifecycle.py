@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli import ConfigPath, Overrides, errors_in_words, graft, out, shown
+from pipeline.cli import ConfigPath, Overrides, errors_in_words, graft, out, shown, stop_in_order
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrackingError
 
@@ -48,12 +47,13 @@ def retrain(
     with errors_in_words():
         from pipeline.config_file import load
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stop_in_order()
         loaded = load(config, overrides)
         from pipeline.retrain import retrain as job
 
         outcome = job(loaded, Console())
-        print(f"{loaded.name}: {outcome.outcome}. {outcome.reason.rstrip('.')}.")
+        print(f"{loaded.name}: {outcome.outcome}")
+        print(f"why         {outcome.reason}")
         if outcome.champion is not None:
             print(f"champion    {shown(Path(loaded.export.dir).resolve() / loaded.name / str(outcome.champion))}")
         if outcome.gate is not None:

@@ -36,7 +36,7 @@ from pipeline.artifacts import Record
 from pipeline.console import Console
 from pipeline.errors import ConfigError, GraftError, TrackingError
 from pipeline.registry import asking, ensure_model
-from pipeline.tracking import _sqlite_path, connect
+from pipeline.tracking import connect, sqlite_path
 
 _LEASE = "graft.lease."
 
@@ -128,7 +128,7 @@ def locked(name: str, uri: str, output_dir: Path, console: Console, pace: Pace =
     with ExitStack() as stack:
         stack.enter_context(_file_lock(output_dir / name / "retrain.lock", name, "output_dir"))
         if uri.startswith("sqlite:///"):
-            store = _sqlite_path(uri)
+            store = sqlite_path(uri)
             stack.enter_context(_file_lock(store.with_name(f"{store.name}.{name}.lock"), name, "tracking.uri"))
             yield Lock(None)
             return

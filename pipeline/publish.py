@@ -78,11 +78,17 @@ def publish(model: Path, home: Path, version: int | None = None) -> Path:
         return found
     staging = home / f".incoming-{uuid.uuid4().hex}"
     try:
-        shutil.copytree(model, staging, copy_function=_link)
+        staging.mkdir(parents=True)
+        for path in sorted(model.rglob("*")):  # A folder before what is in it.
+            target = staging / path.relative_to(model)
+            if path.is_dir():
+                target.mkdir()
+            else:
+                _link(path, target)
         while True:
             number = version or next_version(home)
             read_manifest(model).model_copy(update={"version": number}).write(staging / "manifest.json")
-            os.sync()  # A version that is there is there after a power cut, too.
+            _flush(staging)
             try:
                 return staging.rename(home / str(number))
             except OSError as error:
@@ -101,8 +107,11 @@ def folder_of(home: Path, version: int) -> Path | None:
 
 def published(model: Path, home: Path) -> Path | None:
     """The version, served or withdrawn, that is this exported model; None where there is none."""
+    identity = _identity(model)
+    if identity is None:
+        return None
     folders = [folder_of(home, version) for version in {*versions(home), *versions(home / _WITHDRAWN)}]
-    return next((folder for folder in folders if folder is not None and _identity(folder) == _identity(model)), None)
+    return next((folder for folder in folders if folder is not None and _identity(folder) == identity), None)
 
 
 def make_highest(home: Path, version: int) -> None:
@@ -150,7 +159,17 @@ def _identity(model: Path) -> tuple[str, str] | None:
     return manifest.run, manifest.weights_digest
 
 
-def _link(source: str, target: str) -> None:
+def _flush(folder: Path) -> None:
+    """Sees to it that a version that is there is whole after a power cut, too."""
+    for path in (folder, *folder.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
     """A second name for a file that nobody changes, where the file system can give one; else a copy."""
     try:
         os.link(source, target)

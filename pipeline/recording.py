@@ -148,6 +148,11 @@ class Recording:
             self._history = [Epoch(**epoch) for epoch in json.loads(history.read_text(encoding="utf-8"))]
 
     @property
+    def checkpoint(self) -> Path:
+        """The folder of what a killed training goes on from."""
+        return self.run_dir / "checkpoint"
+
+    @property
     def model_dir(self) -> Path:
         """Of the run's own copy of the exported model."""
         return self.run_dir / artifacts.MODEL
@@ -306,6 +311,8 @@ class Recording:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self._tracker.finish(status)
         self._update(status=status.lower(), finished_at=_now(), error=_reason(error))
+        if status == "FINISHED":  # Else it may be gone on with.
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def _example(self) -> bytes:
         """A test picture as the network sees it, encoded."""

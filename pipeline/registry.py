@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.errors import GraftError, TrackingError
-from pipeline.tracking import _reason, connect, without_password
+from pipeline.tracking import connect, reason_of, without_password
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
@@ -265,8 +265,8 @@ def asking(uri: str, what: str) -> Iterator[None]:
     except Exception as error:
         # As for deliveries: MLflow's stores raise what they like.
         raise TrackingError(
-            f"MLflow at {without_password(uri)} did not {what}: {_reason(error)}. See to it that MLflow is there (its "
-            "address is tracking.uri, or MLFLOW_TRACKING_URI) and try again; a repetition does no harm."
+            f"MLflow at {without_password(uri)} did not {what}: {reason_of(error)}. See to it that MLflow is there "
+            "(its address is tracking.uri, or MLFLOW_TRACKING_URI) and try again; a repetition does no harm."
         ) from error
 
 

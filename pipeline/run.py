@@ -65,10 +65,10 @@ def run(
             with recording.stage("ingest"):
                 splits = ingest.ingest(data, source, spec, recording.scratch, recording.quarantine, store, console)
             if challenge is not None:
+                with recording.stage("embedding"):
+                    seen = leakage.look(config, splits, backbone, spec, store, console)
                 with recording.stage("guard"):
-                    splits, test_set = leakage.guarded(
-                        config, splits, challenge.test_set, backbone, spec, store, recording.run_dir, console
-                    )
+                    splits, test_set = leakage.guarded(splits, challenge.test_set, seen, recording.run_dir, console)
                     recording.test_set(test_set)
             with recording.stage("train"):
                 mean = ingest.mean_to_subtract(data.mean_subtraction, splits.train)
@@ -77,7 +77,7 @@ def run(
                 if challenge is not None and challenge.head is not None:
                     network.head.load_weights(challenge.head)
                 pictures = Pictures.of(config, splits, spec, store)
-                checkpoints = Checkpoints(recording.run_dir / "checkpoint", config.checkpoint.every)
+                checkpoints = Checkpoints(recording.checkpoint, config.checkpoint.every)
                 finetune.finetune(network, config.phases, pictures, checkpoints, console, recording.epoch)
                 recording.network(network)
             with recording.stage("evaluate"):

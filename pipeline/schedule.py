@@ -117,15 +117,15 @@ def repeat(
             if last - moment >= _WRONG_CLOCK:
                 console.warn(f"The clock was set back by days, from {last:%Y-%m-%d %H:%M} UTC: counting from now on.")
                 last, to_tell = moment, 3
-            if to_tell:
-                _tell(times, max(last, moment), to_tell, jitter_seconds, console)
             due = times(last)
+            if to_tell and due > moment:
+                _tell(times, last, to_tell, jitter_seconds, console)
+                to_tell = 0
             begin = due + timedelta(seconds=random.uniform(0, jitter_seconds))
             while not asked and moment < begin and last - moment < _WRONG_CLOCK:
                 time.sleep(POLL_SECONDS)
                 moment = now()
             if asked or moment < begin:
-                to_tell = 0
                 continue
             late = moment - begin > timedelta(minutes=1)
             console.say(f"{_shown(due)} was missed: caught up now" if late else f"{_shown(due)}: graft retrain")
@@ -137,7 +137,7 @@ def repeat(
                 how = "killed" if code == -signal.SIGKILL else "stopped"
                 console.say(f"{how} after {took}: the next start continues it")
                 break
-            last, to_tell = moment, 1
+            last, to_tell = moment, to_tell or 1
             try:
                 _keep(state_file, last)
             except OSError as error:  # A full disk is the job's to fail on. Here it costs a catching up, at worst.

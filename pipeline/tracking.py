@@ -75,7 +75,7 @@ def resolve_uri(config: RunConfig) -> str:
         return default_uri(Path(config.output_dir))
     if uri.startswith("sqlite:///"):
         path, mark, options = uri.partition("?")
-        return _sqlite_uri(_sqlite_path(path)) + mark + options
+        return _sqlite_uri(sqlite_path(path)) + mark + options
     if uri.startswith("file:") or ("://" not in uri and uri != "databricks"):
         raise ConfigError(
             "The MLflow tracking URI (tracking.uri, or the environment variable MLFLOW_TRACKING_URI) names a plain "
@@ -102,9 +102,15 @@ def connect(uri: str) -> Any:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    if uri.startswith(("postgresql", "mysql", "mssql")):
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(uri)
+        engine.connect().close()  # Raises at once where MLflow would go on trying for minutes.
+        engine.dispose()
     if not uri.startswith("sqlite:///"):
         return MlflowClient(uri)
-    path = _sqlite_path(uri)
+    path = sqlite_path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     # MLflow fills an empty database by its migrations, which fail when two runs begin at the same time.
     with _alone(path.with_name(f"{path.name}.lock")):
@@ -313,7 +319,7 @@ def deliver(run_dir: Path, console: Console) -> Delivery:
             # MLflow's stores and artifact clients are plug-ins that raise what they like: its own, SQLAlchemy's,
             # requests', botocore's errors.
             raise TrackingError(
-                f"MLflow at {shown_uri} did not take all records of this run: {_reason(error)}. They are kept in the "
+                f"MLflow at {shown_uri} did not take all records of this run: {reason_of(error)}. They are kept in the "
                 f"run's folder. Deliver them once MLflow is there: graft sync {shlex.quote(str(run_dir))}"
             ) from error
         return Delivery(run_id, shown_uri, len(pending))
@@ -363,7 +369,7 @@ def remove_run(run_dir: Path) -> None:
         if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return  # Deleted in MLflow's own pages.
         raise TrackingError(
-            f"MLflow at {without_password(uri)} did not remove the run {state.run_id}: {_reason(error)}."
+            f"MLflow at {without_password(uri)} did not remove the run {state.run_id}: {reason_of(error)}."
         ) from error
 
 
@@ -559,7 +565,7 @@ def _sqlite_uri(path: Path) -> str:
     return "sqlite:///" + re.sub("[%?#]", lambda match: quote(match[0]), str(path.absolute()))
 
 
-def _sqlite_path(uri: str) -> Path:
+def sqlite_path(uri: str) -> Path:
     return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
 
 
@@ -567,12 +573,13 @@ def _artifact_location(uri: str) -> str | None:
     """Beside a SQLite database; a server, or another database, has its own default."""
     if not uri.startswith("sqlite:///"):
         return None
-    return _sqlite_path(uri).with_name("mlartifacts").as_uri()
+    return sqlite_path(uri).with_name("mlartifacts").as_uri()
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """One line of what went wrong. The cause stands at the end of a long message where a connection failed."""
     text = (str(error).strip().splitlines() or [""])[0].rpartition("Caused by ")[2]
+    text = re.sub(r"^\w+\([\"']?(.*?)[\"']?\)*$", r"\1", text)  # NewConnectionError('...')
     return without_password(text[:300].rstrip(".)\"'")) or type(error).__name__
 
 

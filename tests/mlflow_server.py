@@ -66,6 +66,12 @@ class MlflowServer:
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.1)
 
+    def ensure(self) -> None:
+        """Starts it where it is not running, and waits until it answers."""
+        if self._process is None:
+            self.start()
+        self.wait()
+
     def kill(self) -> None:
         """SIGKILL, its workers too, in the middle of whatever they do."""
         if self._process is not None:

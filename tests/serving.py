@@ -68,7 +68,7 @@ class Gate:
     name = "gate"
     at_once = 1
     tolerance = 1.0
-    lost = False
+    lost = embeds = False
 
     def __init__(self, folder):
         self._folder = Path(folder)

@@ -63,7 +63,7 @@ def test_a_backbone_is_frozen_cut_trained_exported_and_reloaded(name, options, t
     frozen, trained = values(division.unchanging), values(division.trained.trainable_variables)
     finetune.finetune(
         net, [phase(epochs=1, unfreeze=Blocks(blocks=1), layer_decay=0.5)],
-        replace(read(pictures, pictures, data(batch_size=4)), classes=2), QUIET, lambda _: None,
+        replace(read(pictures, pictures, data(batch_size=4)), classes=2), None, QUIET, lambda _: None,
     )  # fmt: skip
     assert same(frozen, values(division.unchanging))
     assert not same(trained, values(division.trained.trainable_variables))

@@ -533,7 +533,7 @@ def test_systemd_has_nothing_to_say_about_the_units(tmp_path):
     if analyze is None:
         pytest.skip("systemd-analyze is not installed")
     units = re.findall(r"`/etc/systemd/system/(graft-[\w.-]+)`.*?```ini\n(.+?)```", SCHEDULING, re.DOTALL)
-    assert [name for name, _ in units] == ["graft-retrain.service", "graft-retrain.timer", "graft-schedule.service"]
+    assert [name for name, _ in units] == ["graft-schedule.service", "graft-retrain.service", "graft-retrain.timer"]
     for name, text in units:
         (tmp_path / name).write_text(text.replace("/opt/graft/bin/graft", sys.executable))
     result = subprocess.run(

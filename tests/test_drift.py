@@ -105,7 +105,7 @@ def test_stability_is_not_negative_and_the_same_from_either_side(bins, data):
 @pytest.mark.parametrize("overfit", [1.0, 1.4])
 def test_pictures_of_the_same_kind_raise_no_alarm(overfit):
     """New ones, training pictures, held-out ones, and all together, of networks that overfit too."""
-    for seed in range(5):
+    for seed in range(2):
         known = reference(seed=10 + seed, overfit=overfit)
         rows = np.random.default_rng(seed).choice(len(known.labels), 1000)
         asked = {
@@ -129,6 +129,7 @@ def test_training_pictures_would_be_an_alarm_if_they_were_compared_with_held_out
     assert not found.drifted
 
 
+@pytest.mark.slow
 def test_chance_makes_few_alarms():
     """The p-values are as even as those of an exact test: not too small, and not far too large either."""
     values = []
@@ -146,13 +147,9 @@ def test_chance_makes_few_alarms():
     [({"shift": 1.0}, "embeddings"), ({"shares": (0.02, 0.03, 0.95)}, "predicted classes")],
 )
 def test_other_pictures_raise_it(change, differing, count):
-    for seed in range(3):
-        found = compare(reference(seed=20 + seed), samples(*pictures(count, 50 + seed, **change)), seed)
-        assert found.drifted
-        assert differing in found.sentence
-        assert found.sentence.startswith(
-            f"What m 3 is asked has drifted: the {'predicted' if 'shares' in change else ''}"
-        )
+    found = compare(reference(seed=20), samples(*pictures(count, 50, **change)), 0)
+    assert found.drifted
+    assert differing in found.sentence.partition(" different pictures ")[0]
 
 
 def test_a_network_that_is_less_sure_raises_it():
@@ -222,13 +219,20 @@ def test_the_newest_are_compared():
     assert not found.drifted
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_other_pictures_show_soon_after_many_that_were_as_they_should_be(seed):
+    usual, other = pictures(2000, 4 + seed), pictures(200, 50 + seed, shift=1.0)
+    found = compare(reference(), samples(*(np.concatenate(each) for each in zip(usual, other, strict=True))), seed)
+    assert found.drifted
+
+
 @pytest.mark.parametrize("count", [0, 1, FEWEST - 1])
 def test_few_samples_say_nothing_yet(count):
     found = compare(reference(), samples(*pictures(count, 4, shift=9)), 0)
     assert (found.samples, found.drifted, found.comparisons) == (count, False, [])
     assert found.sentence == (
-        f"It cannot be told yet whether what m 3 is asked has drifted: {count} different pictures were sampled, and at "
-        "least 50 are needed."
+        f"It cannot be told yet whether what version 3 of m is asked has drifted: {count} different pictures were "
+        "sampled, and at least 50 are needed."
     )
 
 
@@ -295,8 +299,9 @@ def test_watch_compares_the_log_with_the_export(export, tmp_path):
     assert found == compare(reference(), asked, 0)
     assert (found.name, found.version, found.samples, found.drifted) == ("m", 3, 200, False)
     assert found.sentence.startswith(
-        "What m 3 is asked has not drifted: 200 different pictures from 2026-11-01 00:01 to 2026-11-01 03:20 UTC are "
-        "like those of its data. Beside 200 held-out pictures, the population stability index of the predicted classes "
+        "What version 3 of m is asked has not drifted: 200 different pictures from 2026-11-01 00:01 to 2026-11-01 "
+        "03:20 UTC are like those of its data. Beside 200 held-out pictures, the population stability index of the "
+        "predicted classes "
     )
     assert Drift.model_validate(json.loads(found.model_dump_json())) == found
     log(tmp_path / "others", samples(*pictures(200, 4, shift=1)))
@@ -317,7 +322,7 @@ def test_samples_of_other_versions_models_and_earlier_ones_of_its_number_are_lef
 def test_a_folder_without_samples_says_nothing_yet_and_no_folder_is_a_mistake(export, tmp_path):
     (tmp_path / "samples").mkdir()
     assert "0 different pictures were sampled" in watch(export, tmp_path / "samples", 0).sentence
-    with pytest.raises(DataError, match="There is no folder .*nowhere with samples.*graft serve --samples"):
+    with pytest.raises(DataError, match=r"There is no folder .*nowhere with samples.*graft serve --samples"):
         watch(export, tmp_path / "nowhere", 0)
     (tmp_path / "samples" / "m.jsonl").mkdir()
     with pytest.raises(DataError, match=r"The samples in .* cannot be read: .*m.jsonl"):
@@ -326,7 +331,7 @@ def test_a_folder_without_samples_says_nothing_yet_and_no_folder_is_a_mistake(ex
 
 def test_an_export_of_an_older_graft_cannot_be_watched(export, tmp_path):
     (export / drift.REFERENCE).unlink()
-    with pytest.raises(ExportError, match="exported before graft kept what its data looks like. Train it again"):
+    with pytest.raises(ExportError, match="exported before graft kept what its data looks like"):
         watch(export, tmp_path, 0)
 
 
@@ -347,7 +352,7 @@ def test_a_damaged_reference_is_told_in_words(export, tmp_path, damage):
             np.savez(file, embeddings=np.zeros((2, 2)))
         case _:
             file.write_bytes({
-                "half": content[:middle], "empty": b"", "text": b"PK or not", 
+                "half": content[:middle], "empty": b"", "text": b"PK or not",
                 "garbled": content[: middle - 99] + bytes(99) + content[middle:],
             }[damage])  # fmt: skip
     with pytest.raises(ExportError, match=r"cannot be watched: its assets.extra/reference.npz cannot be read \(.*"):

@@ -131,13 +131,15 @@ def test_averaged_weights_are_what_is_validated_and_kept():
     net = network("lenet5")
     train(
         net,
-        phase(optimizer="sgd"),
+        phase(epochs=3, optimizer="sgd"),
         data_=data(batch_size=24),
         on_epoch=lambda _: steps.append(values(net.head.variables)),
     )
     net = network("lenet5")
-    averaged = train(net, phase(optimizer="sgd", ema=0.25), data_=data(batch_size=24))
-    expected = [0.25 * first + 0.75 * second for first, second in zip(*steps, strict=True)]
+    averaged = train(net, phase(epochs=3, optimizer="sgd", ema=0.25), data_=data(batch_size=24))
+    expected = [
+        0.25 * (0.25 * first + 0.75 * second) + 0.75 * third for first, second, third in zip(*steps, strict=True)
+    ]
     for kept, average in zip(values(net.head.variables), expected, strict=True):
         np.testing.assert_allclose(kept, average, rtol=1e-5, atol=1e-6)
     validation = split(12, seed=1)

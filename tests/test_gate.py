@@ -68,6 +68,12 @@ def test_a_gain_that_chance_explains_is_refused():
     assert "must be above 0" in decision.reason
 
 
+def test_a_clear_loss_is_refused_by_every_test_of_the_gain():
+    decision = decide(*pair(both=800, gained=30, lost=80, neither=90), ["ants", "bees"], RULES, 0)
+    assert decision.p_value < 0.001
+    assert failed(decision) == ["accuracy", "mcnemar"]
+
+
 def test_few_pictures_cannot_promote_however_good():
     decision = decide(*pair(gained=4), ["ants", "bees"], RULES, 0)
     assert decision.gain_interval == (1, 1)  # the bootstrap alone would be fooled
@@ -86,6 +92,14 @@ def test_not_worse_needs_pictures_too():
     decision = decide(*pair(both=20), ["ants", "bees"], Gate(min_gain=-0.01), 0)
     assert failed(decision) == ["margin"]
     assert "probability must be below 0.025" in decision.reason
+
+
+def test_the_margins_probability_is_one_sided():
+    # As many right, and none otherwise: 0.9 to the n-th power, were one picture in ten lost.
+    for n, promote in ((30, False), (36, True)):
+        decision = decide(*pair(both=n), ["ants", "bees"], Gate(min_gain=-0.1), 0)
+        assert check(decision, "margin").passed == promote
+        assert f"with probability {0.9**n:.2g}" in check(decision, "margin").finding
 
 
 def test_a_margin_above_zero_is_asked_of_both():
@@ -135,6 +149,17 @@ def test_a_class_may_lose_what_chance_explains():
     assert "class h lost 15.0 points (20 to 17 of 20 pictures right)" in check(decision, "classes").sentence
 
 
+def test_a_class_may_lose_what_the_config_allows():
+    # 30 of 500 is a loss beyond chance, but not beyond five points and chance.
+    labels = np.arange(1000) % 2
+    rank = np.arange(1000) // 2
+    old = answers(np.where((labels == 1) & (rank < 200), 0, labels), 2, "version 3")
+    new = answers(np.where((labels == 0) & (rank < 30), 1, labels), 2)
+    assert check(decide(old, new, labels, ["ants", "bees"], RULES, 0), "classes").passed
+    strict = decide(old, new, labels, ["ants", "bees"], Gate(max_class_drop=0.0), 0)
+    assert "class ants lost 6.0 points (500 to 470 of 500 pictures right)" in check(strict, "class ants").finding
+
+
 def test_a_challenger_that_does_not_know_a_class_is_refused_for_it():
     labels = np.arange(300) % 3
     champion = answers(np.where(np.arange(300) < 60, (labels + 1) % 3, labels), 3, "version 3")
@@ -150,6 +175,13 @@ def test_confidence_that_is_no_longer_right_is_refused():
     assert failed(decision) == ["calibration"]
     assert "the expected calibration error went from 0.070 to 0.280" in decision.reason
     assert decide(*models, ["ants", "bees"], Gate(max_ece_increase=0.3), 0).promote
+
+
+def test_calibration_that_chance_explains_is_no_reason():
+    decision = decide(*pair(both=52, gained=6, lost=1, neither=1, confidence=0.88), ["ants", "bees"], RULES, 0)
+    low, high = decision.ece_increase_interval
+    assert low < 0.05 < high
+    assert check(decision, "calibration").passed
 
 
 @pytest.mark.parametrize(
@@ -172,6 +204,8 @@ def test_without_a_champion_the_commonest_class_is_the_floor():
     assert good.champion is None
     assert good.gain is good.p_value is good.per_class[0].drop is None
     assert good.per_class[0].challenger == pytest.approx(0.9)
+    barely = np.where(np.arange(100) < 73, labels, 1 - labels)
+    assert not decide(None, answers(barely, 2), labels, ["ant", "bee"], RULES, 0).promote  # 73 of 100 may be chance
     lazy = decide(None, answers(np.zeros(100, int), 2), labels, ["ant", "bee"], RULES, 0)
     assert failed(lazy) == ["floor accuracy"]
     assert "must be above 70.0 %, which always answering ant would reach" in lazy.reason

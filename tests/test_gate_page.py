@@ -78,7 +78,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if "style" not in self.open:
-            self.said += data
+            self.said += data + "\n"
 
 
 def test_the_page_tells_the_decision(tmp_path):

@@ -42,8 +42,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def server(running: MlflowServer) -> MlflowServer:
     """It answers, whatever the test before has done to it."""
-    running.kill()
-    running.start()
+    running.ensure()
     return running
 
 

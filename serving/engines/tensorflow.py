@@ -28,7 +28,7 @@ class TensorFlow:
         import tensorflow as tf
 
         try:
-            return TensorFlowModel(tf.saved_model.load(str(export.path)))
+            return TensorFlowModel(tf.saved_model.load(str(export.path)), "embedding" in export.signatures)
         except Exception as error:  # IndexError for truncated variables, KeyError for an unknown operation, and others.
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise LoadError(f"TensorFlow cannot load {export.path} ({reason}).") from error
@@ -42,9 +42,9 @@ class TensorFlowModel:
 
     lost = False
 
-    def __init__(self, loaded: Any) -> None:
-        self._loaded = loaded  # Kept: a signature does not keep its model's variables alive.
-        self.embeds = "embedding" in loaded.signatures
+    def __init__(self, loaded: Any, embeds: bool) -> None:
+        self.embeds = embeds
+        self._loaded = loaded  # A signature alone would not keep its model's variables alive.
 
     def probabilities(self, pixels: np.ndarray, seconds: float) -> np.ndarray:
         found: np.ndarray = self._outputs("pixels", pixels)["probabilities"].numpy()

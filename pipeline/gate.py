@@ -121,7 +121,7 @@ class Decision(Record):
 
     Attributes:
         promote: every check passed.
-        reason: one sentence: what failed, naming the classes, or what was gained.
+        reason: in words, to follow a colon: what failed, naming the classes, or what was gained.
         checks: every rule that was looked at.
         n: test pictures.
         champion, challenger: their figures; no champion before the first promotion.
@@ -232,7 +232,7 @@ def _first(challenger: Answers, labels: np.ndarray, classes: list[str], rules: G
         ClassRow(name=name, n=int(n), challenger=r / n if n else None)
         for name, n, r in zip(classes, count.tolist(), right_count.tolist(), strict=True)
     ]
-    passed = f"{new.name} is promoted: there is no champion, and {checks[0].finding} ({checks[0].rule})"
+    passed = f"there is no champion, and {checks[0].finding} ({checks[0].rule})"
     return Decision(
         promote=all(check.passed for check in checks), reason=_reason(new, passed, checks, rows), checks=checks,
         n=len(labels), champion=None, challenger=new, per_class=rows, rules=rules.model_dump(mode="json"), seed=seed,
@@ -297,7 +297,7 @@ def _compared(
     if rules.max_latency_ratio is not None:
         checks.append(_latency(old, new, rules.max_latency_ratio))
     passed = (
-        f"{new.name} is promoted: {checks[0].finding}, and no class lost more than {100 * rules.max_class_drop:g} "
+        f"{checks[0].finding}, and no class lost more than {100 * rules.max_class_drop:g} "
         "points beyond chance"
     )
     return Decision(
@@ -408,7 +408,7 @@ def _latency(old: Model, new: Model, at_most: float) -> Check:
 
 
 def _reason(new: Model, passed: str, checks: list[Check], rows: list[ClassRow]) -> str:
-    """One sentence: `passed`, or what failed, the classes first and no more than MOST_NAMED of them."""
+    """In words: `passed`, or what failed, the classes first and no more than MOST_NAMED of them."""
     failed = {check.name: check for check in checks if not check.passed}
     lost = sorted((row for row in rows if row.failed), key=lambda row: -(row.drop or 0))
     told = [_loss(row) for row in lost[:MOST_NAMED]]
@@ -418,8 +418,7 @@ def _reason(new: Model, passed: str, checks: list[Check], rows: list[ClassRow]) 
         # That a gain is no gain is said once.
         if not name.startswith("class ") and not (name in ("mcnemar", "margin") and "accuracy" in failed):
             told.append(f"{check.finding} ({check.rule})")
-    sentence = f"{new.name} is refused: {'; '.join(told)}." if failed else f"{passed}."
-    return sentence[0].upper() + sentence[1:]
+    return "; ".join(told) or passed
 
 
 def _points(share: float, n: int, sign: bool = False) -> str:

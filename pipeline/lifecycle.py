@@ -115,8 +115,6 @@ def models(
                 escape(f"{row.decided_by}: {row.reason}" if row.reason else ""),
             )  # fmt: skip
         out().print(table)
-        for line in history[-10:]:
-            print(line)
 
 
 def promote(
@@ -152,8 +150,8 @@ def rollback(
         with promotion.alone(home):
             champion = promotion.go_back(home, reason)
             print(f"{name}: version {champion.registered} is served from {shown(home / str(champion.version))}")
-            registry = Registry(_uri(output_dir), name)
             try:
+                registry = Registry(_uri(output_dir), name)
                 promotion.agree(registry, home, Console())
                 registry.log(f"rolled back to version {champion.registered}: {reason}")
                 registry.tag(champion.registered, {"graft.promoted_at": champion.since, "graft.reason": reason})

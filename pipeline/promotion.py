@@ -47,11 +47,11 @@ def install(registry: Registry, home: Path, version: Version, model: Path, reaso
     folder = publish.published(model, home)
     # The number is the registry's, unless a higher one was published without it: servers take the highest.
     number = int(folder.name) if folder else max(version.number, publish.next_version(home))
-    if old is not None and old.registered == version.number and old.version == number:
+    if folder is not None and old is not None and (old.registered, old.version) == (version.number, number):
         publish.make_highest(home, number)
         return old
 
-    if old is not None:
+    if old is not None and old.registered != version.number:
         registry.alias(PREVIOUS, old.registered)
     registry.alias(CHAMPION, version.number)
     registry.tag(
@@ -70,8 +70,10 @@ def install(registry: Registry, home: Path, version: Version, model: Path, reaso
         publish.publish(model, home, number)
     publish.make_highest(home, number)
     run_dir = version.tags.get("graft.run_dir", "")
+    # A champion whose folder was lost does not become its own predecessor.
+    before = old.previous if old is not None and old.registered == version.number else _last(old)
     new = Champion(
-        version=number, registered=version.number, run_dir=run_dir, since=_now(), reason=reason, previous=_last(old)
+        version=number, registered=version.number, run_dir=run_dir, since=_now(), reason=reason, previous=before
     )
     new.write(home / publish.CHAMPION)
     return new
@@ -80,12 +82,16 @@ def install(registry: Registry, home: Path, version: Version, model: Path, reaso
 def go_back(home: Path, reason: str) -> Champion:
     """Has servers serve the version before the champion again; going back twice is where one was.
 
+    Where a promotion or a rollback was cut short, and the champion is not what is served, it is gone back to that.
     MLflow is not asked: a bad version may go while it is away. `agree` tells it.
 
     Raises:
         ConfigError: there is no champion, or none before it that is still there.
     """
     now = publish.champion(home)
+    if now is not None and publish.folder_of(home, now.version) and publish.versions(home)[-1:] != [now.version]:
+        publish.make_highest(home, now.version)
+        return now
     if now is None or now.previous is None or publish.folder_of(home, now.previous.version) is None:
         what = "no version was promoted" if now is None else f"there is none before version {now.version}"
         raise ConfigError(
@@ -98,21 +104,24 @@ def go_back(home: Path, reason: str) -> Champion:
     return back
 
 
-def undo(home: Path) -> Champion | None:
-    """Takes back the last promotion: what was served before is served again. Gives the champion there is then.
+def undo(home: Path, promoted: Champion) -> Champion | None:
+    """Takes back a promotion: what was served before is served again. Gives the champion there is then.
 
-    MLflow is not asked: `agree` tells it.
+    Where somebody has promoted another version, or gone back, since, that stands. MLflow is not asked: `agree` tells
+    it.
     """
-    bad = publish.champion(home)
-    assert bad is not None
-    if bad.previous is not None:
-        bad.previous.write(home / publish.CHAMPION)
-        publish.make_highest(home, bad.previous.version)
-    else:
-        (home / publish.CHAMPION).unlink()
-        if bad.version in publish.versions(home):
-            publish.withdraw(home, bad.version)
-    return bad.previous
+    now = publish.champion(home)
+    if now is not None and now.version == promoted.version:
+        if now.previous is None:
+            if now.version in publish.versions(home):
+                publish.withdraw(home, now.version)
+            (home / publish.CHAMPION).unlink()
+            return None
+        now = now.previous
+        now.write(home / publish.CHAMPION)
+    if now is not None:
+        publish.make_highest(home, now.version)
+    return now
 
 
 def agree(registry: Registry, home: Path, console: Console) -> None:
@@ -125,7 +134,7 @@ def agree(registry: Registry, home: Path, console: Console) -> None:
         TrackingError: MLflow is away.
     """
     champion = publish.champion(home)
-    if champion is not None:
+    if champion is not None and publish.folder_of(home, champion.version):
         publish.make_highest(home, champion.version)
     previous = champion and champion.previous
     for alias, found, served in (

@@ -227,7 +227,11 @@ def _look(
     if when.drift is not None:
         from pipeline.drift import watch
 
-        drift = watch(model, Path(when.drift), work.config.seed)
+        try:
+            drift = watch(model, Path(when.drift), work.config.seed)
+        except GraftError as error:  # No reason for a job to fail: there is nothing to learn from it tonight.
+            work.console.warn(str(error))
+            return since, False
         if drift.drifted:
             return drift.sentence, True
         since += f"; {drift.sentence}"
@@ -332,7 +336,7 @@ def _promote(job: Job, work: _Work) -> Outcome:
             if _registered(champion) != job.champion and not is_live:
                 # Somebody has promoted, or gone back, since: the gate has compared with another champion.
                 _step(job, "judge", work)
-                return work.ended("failed", "the champion has changed since the gate decided; the next job judges anew")
+                return work.ended("failed", "the champion has changed since the gate decided; the next job begins anew")
             manifest = read_manifest(run_dir / MODEL)
             tags = {"graft.run_dir": str(run_dir), "graft.data_digest": manifest.data_digest}
             version = work.registry.register(delivery.run_id, tags)
@@ -345,17 +349,17 @@ def _promote(job: Job, work: _Work) -> Outcome:
         try:
             smoke_test(work.config.retrain.smoke_test, work.config.name, champion.version, pictures)
         except SmokeTestError as error:
-            return _take_back(job, work, error)
+            return _take_back(job, work, champion, error)
     _finish(work)
     _retain(work)
     return work.ended("promoted", reason, job.run_dir)
 
 
-def _take_back(job: Job, work: _Work, error: SmokeTestError) -> Outcome:
+def _take_back(job: Job, work: _Work, champion: Champion, error: SmokeTestError) -> Outcome:
     """Undoes a promotion. Where the endpoint was away the next job tries again; what answers wrongly stays refused."""
     reason = f"promoted, and taken back: {error}"
     with alone(work.home):
-        promotion.undo(work.home)
+        promotion.undo(work.home, champion)
         if error.answered:
             Refused(job=job, reason=reason).write(work.folder / "refused.json")
             _finish(work)

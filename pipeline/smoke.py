@@ -4,6 +4,7 @@ The requests are TensorFlow Serving's REST API, which `graft serve` speaks too.
 """
 
 import base64
+import http.client
 import json
 import time
 import urllib.error
@@ -71,15 +72,19 @@ def smoke_test(
     instances = [{"b64": base64.b64encode(data).decode()} for data, _ in pictures]
     try:
         answers = _ask(f"{base}:predict", {"instances": instances}, token, deadline - time.monotonic())["predictions"]
+        differences = [
+            [abs(p - q) for p, q in zip(answer["probabilities"], expected.values(), strict=True)]
+            for answer, (_, expected) in zip(answers, pictures, strict=True)
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SmokeTestError(f"{rules.url} cannot classify with version {version} of {name}: {error}.", True) from error
-    for number, (answer, (_, expected)) in enumerate(zip(answers, pictures, strict=True), start=1):
-        given = answer["probabilities"]
-        difference = max(abs(p - q) for p, q in zip(given, expected.values(), strict=True))
-        if not difference <= TOLERANCE:  # So that a NaN fails.
+        reason = str(error) or type(error).__name__
+        raise SmokeTestError(f"{rules.url} cannot classify with version {version} of {name}: {reason}.", True) from error
+    for number, these in enumerate(differences, start=1):
+        beyond = [difference for difference in these if not difference <= TOLERANCE]  # NaN, too.
+        if beyond:
             raise SmokeTestError(
                 f"{rules.url} answers otherwise than version {version} of {name} did when it was judged: for test "
-                f"picture {number} a probability differs by {difference:.2g}, where {TOLERANCE:g} is allowed.",
+                f"picture {number} a probability differs by {max(beyond):.2g}, where {TOLERANCE:g} is allowed.",
                 answered=True,
             )
 
@@ -93,6 +98,8 @@ def _ask(url: str, body: Any, token: str | None, seconds: float) -> Any:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise OSError(f"{error.code} {error.read(300).decode(errors='replace')}") from None
+    except http.client.HTTPException as error:
+        raise OSError(f"that is no HTTP ({type(error).__name__})") from error
 
 
 def _token(path: str | None) -> str | None:

@@ -350,7 +350,8 @@ def sync(run_dir: Path, console: Console) -> Delivery:
 def is_delivered(run_dir: Path) -> bool:
     """Whether MLflow has all that a run recorded."""
     journal = run_dir / JOURNAL
-    return not journal.is_file() or len(_mended(journal)) <= _read_state(run_dir).delivered
+    # A run under way may be in the middle of a line.
+    return not journal.is_file() or journal.read_bytes().count(b"\n") <= _read_state(run_dir).delivered
 
 
 def remove_run(run_dir: Path) -> None:

@@ -3,8 +3,9 @@
 import itertools
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +13,7 @@ from pipeline import publish
 from pipeline.artifacts import MODEL, Code, Manifest, Parity, read_manifest
 from pipeline.pixels import VERSION, PixelSpec
 from pipeline.registry import Registry, Version
+from pipeline.tracking import connect
 from tests.test_registry import a_run
 
 MANIFEST = Manifest(
@@ -65,6 +67,7 @@ class World:
     def __init__(self, folder: Path, uri: str) -> None:
         self.uri, self.registry = uri, Registry(uri, "ants")
         self.home, self.runs = folder / "export" / "ants", folder / "runs" / "ants"
+        self._database = Path(uri.removeprefix("sqlite:///"))
         self.home.mkdir(parents=True)
         self.models: dict[int, Path] = {}
         self.versions: dict[int, Version] = {}
@@ -73,23 +76,37 @@ class World:
             self.models[number] = a_model(run_dir)
             self.versions[number] = self.registry.register(a_run(uri), {"graft.run_dir": str(run_dir)})
 
-    def reset(self) -> None:
-        """Nothing was ever promoted."""
+        self.nothing_promoted = self.snapshot("nothing promoted")
+
+    def snapshot(self, name: str) -> Path:
+        """Keeps what is served and what MLflow says; `restore` brings it back."""
+        kept = self.home.parent.parent / name
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(self.home, kept)
+        _copy_database(self._database, kept / "mlflow.db")
+        return kept
+
+    def restore(self, kept: Path) -> None:
         shutil.rmtree(self.home)
-        self.home.mkdir()
-        self.registry.alias("champion", None)
-        self.registry.alias("previous", None)
+        shutil.copytree(kept, self.home, ignore=shutil.ignore_patterns("mlflow.db"))
+        _copy_database(kept / "mlflow.db", self._database)
 
     @property
     def state(self) -> tuple[object, ...]:
         """All that promotions change, but for times."""
-        champion, registry = publish.champion(self.home), self.registry
+        champion = publish.champion(self.home)
         line = []
         while champion is not None:
             line.append((champion.version, champion.registered, champion.run_dir, champion.reason))
             champion = champion.previous
-        aliases = [found and found.number for found in (registry.champion(), registry.previous())]
-        return served(self.home), publish.versions(self.home), line, aliases
+        aliases = dict(connect(self.uri).get_registered_model("ants").aliases)
+        return served(self.home), line, aliases
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """By SQLite itself: MLflow has it open."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
 
 
 class Killed(BaseException):

@@ -325,6 +325,9 @@ def test_the_commands(here):
     assert (code, "has finished" in err) == (2, True)
 
 
-def test_a_mistake_in_the_config_is_no_outcome(here):
+def test_a_mistake_in_the_config_is_no_outcome_and_missing_data_is(here):
     with pytest.raises(ConfigError):
-        retrain.retrain(config("export.dir=config.yaml"), QUIET)
+        retrain.retrain(config("tracking.uri=file:runs"), QUIET)
+    outcome = retrain.retrain(config("data.path=nowhere"), QUIET)
+    assert (outcome.outcome, outcome.champion) == ("failed", 1)
+    assert "nowhere" in outcome.reason

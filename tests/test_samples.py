@@ -1,6 +1,7 @@
 """The log of samples: what is in it, its bounds, several writers, and that no request ever notices it."""
 
 import asyncio
+import fcntl
 import json
 import logging
 import os
@@ -166,6 +167,21 @@ for number in range(60):
     assert all(found.count(number) == 2 for number in set(found) - {found[0]})
 
 
+def test_who_waited_for_a_file_that_became_full_writes_into_the_next(tmp_path):
+    write_samples(tmp_path, "m", [sample(1)])
+    file = tmp_path / "m.jsonl"
+    with file.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer = threading.Thread(target=write_samples, args=(tmp_path, "m", [sample(2)]))
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive()
+        file.rename(tmp_path / "m.jsonl.1")
+    writer.join(served.SECONDS)
+    assert '"time":"2026-11-20T12:00:02Z"' in file.read_text()
+    assert numbers(read(tmp_path)) == [1, 2]
+
+
 # The thread that writes
 
 
@@ -224,6 +240,14 @@ def test_each_picture_is_kept_with_its_own_embedding_and_answer(tmp_path):
     np.testing.assert_allclose(found.confidences, 1 / 3, atol=1e-5)
     assert datetime.now(UTC) - found.times[-1] < timedelta(minutes=2)
     assert server.counted("written") == 15
+
+
+def test_of_a_batch_the_chosen_pictures_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Sampling, "choose", lambda self, count: [count - 1])
+    server = Server(tmp_path)
+    server.ask(*range(10, 18))
+    server.close()
+    assert sorted(numbers(read(tmp_path, width=3))) == sorted(batch[-1] for batch in server.model.batches)
 
 
 def test_the_rate_is_kept_to(tmp_path):

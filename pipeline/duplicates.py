@@ -13,8 +13,8 @@ as a bright sky above dark ground: copies correlate by more than 0.97, other pho
 0.75. A thumbnail shows no small details, so that a screenshot with another word in it may pass for a copy. A picture in
 which next to nothing is to be seen, such as a black frame, is compared by its bytes alone.
 
-Perceptual hashes serve less well to find candidates: where 8 % are cut off two sides, the usual 64 bits differ in about
-as many as those of unrelated pictures.
+Perceptual hashes serve less well to find candidates: where 8 % are cut off two sides, the signs of the lowest 63
+frequencies may differ in as many places as those of unrelated pictures.
 
 Shape letters: N pictures, n some of them, P pairs, S side of a thumbnail, D length of a descriptor.
 """

@@ -112,7 +112,7 @@ def undo(home: Path, promoted: Champion) -> Champion | None:
     """
     now = publish.champion(home)
     if now is not None and now.version == promoted.version:
-        if now.previous is None:
+        if now.previous is None or publish.folder_of(home, now.previous.version) is None:
             if now.version in publish.versions(home):
                 publish.withdraw(home, now.version)
             (home / publish.CHAMPION).unlink()

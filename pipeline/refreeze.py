@@ -36,8 +36,7 @@ def refreeze(config: RunConfig, console: Console) -> tuple[FrozenTest, FrozenTes
         TemporaryDirectory(dir=folder) as scratch,
         opened(config.cache, Path(config.cache_dir), console) as store,
     ):
-        quarantine = Path(scratch) / "quarantine.csv"
-        splits = ingest.ingest(data, open_source(data), spec, Path(scratch), quarantine, store, console)
+        splits = ingest.ingest(data, open_source(data), spec, Path(scratch), folder / "quarantine.csv", store, console)
     home = Path(config.export.dir).resolve() / config.name
     learned: set[str] = set()
     champion = publish.champion(home)

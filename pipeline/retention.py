@@ -41,9 +41,10 @@ def retain(rules: Retention, registry: Registry, home: Path, runs: Path, console
         if version.number in kept:
             needed.add(Path(version.tags.get("graft.run_dir", "")))
             continue
-        folder = version.tags.get("graft.export_version", "")
-        if folder.isdecimal() and int(folder) not in {c.version for c in line}:
-            publish.remove(home, int(folder))
+        folder = Path(version.tags.get("graft.export_dir", ""))
+        # One that was published elsewhere, before export.dir was changed, is not ours to remove.
+        if folder.parent == home and int(folder.name) not in {c.version for c in line}:
+            publish.remove(home, int(folder.name))
         registry.delete(version.number)
         removed += 1
     if removed:

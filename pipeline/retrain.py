@@ -168,7 +168,7 @@ def _retrain(work: _Work) -> Outcome:
         source = open_source(work.config.data)
         present = contents.read(source, work.console)
         champion = publish.champion(work.home)
-        question = _digest(work.config), present.digest, _registered(champion)
+        question = _digest(work), present.digest, _registered(champion)
         if job is not None and job.question != question:
             _abandon(job, work)
             job = None
@@ -238,11 +238,15 @@ def _look(
     return since, False
 
 
-def _digest(config: RunConfig) -> str:
-    """Of all that decides a challenger and its judgement; not of where things are kept, or when to train."""
-    retrain = config.retrain.model_copy(update={"when": None, "smoke_test": None, "retention": None})
-    decides = config.model_dump(mode="json", by_alias=True, exclude={"tracking", "export", "output_dir", "retrain"})
-    return hashlib.sha256(repr((decides, retrain.start, retrain.near_duplicates)).encode()).hexdigest()
+def _digest(work: _Work) -> str:
+    """Of all that decides a challenger and its judgement, besides the data: the test set too, but not where things are
+    kept, or when to train."""
+    config, retrain = work.config, work.config.retrain
+    frozen = testset.newest(testset.folder_of(config.output_dir, config.name))
+    test_set = 1 if frozen is None else frozen.version  # The first one is made by the job itself.
+    elsewhere = {"tracking", "export", "output_dir", "checkpoint", "retrain"}
+    decides = config.model_dump(mode="json", by_alias=True, exclude=elsewhere)
+    return hashlib.sha256(repr((decides, retrain.start, retrain.near_duplicates, test_set)).encode()).hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------------- steps

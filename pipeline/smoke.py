@@ -33,6 +33,10 @@ class SmokeTestError(GraftError):
         self.answered = answered
 
 
+class _RefusedError(OSError):
+    """The endpoint answers, with an error."""
+
+
 def smoke_test(
     rules: SmokeTest, name: str, version: int, pictures: Sequence[tuple[bytes, Mapping[str, float]]]
 ) -> None:
@@ -71,14 +75,18 @@ def smoke_test(
 
     instances = [{"b64": base64.b64encode(data).decode()} for data, _ in pictures]
     try:
-        answers = _ask(f"{base}:predict", {"instances": instances}, token, deadline - time.monotonic())["predictions"]
+        answers = _ask(f"{base}:predict", {"instances": instances}, token, rules.timeout_seconds)["predictions"]
         differences = [
             [abs(p - q) for p, q in zip(answer["probabilities"], expected.values(), strict=True)]
             for answer, (_, expected) in zip(answers, pictures, strict=True)
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error) or type(error).__name__
-        raise SmokeTestError(f"{rules.url} cannot classify with version {version} of {name}: {reason}.", True) from error
+        # A connection that was lost says nothing of the model.
+        answered = isinstance(error, _RefusedError) or not isinstance(error, OSError)
+        raise SmokeTestError(
+            f"{rules.url} cannot classify with version {version} of {name}: {reason}.", answered
+        ) from error
     for number, these in enumerate(differences, start=1):
         beyond = [difference for difference in these if not difference <= TOLERANCE]  # NaN, too.
         if beyond:
@@ -97,7 +105,7 @@ def _ask(url: str, body: Any, token: str | None, seconds: float) -> Any:
         with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=max(seconds, 0.1)) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        raise OSError(f"{error.code} {error.read(300).decode(errors='replace')}") from None
+        raise _RefusedError(f"{error.code} {error.read(300).decode(errors='replace')}") from None
     except http.client.HTTPException as error:
         raise OSError(f"that is no HTTP ({type(error).__name__})") from error
 

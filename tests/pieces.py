@@ -33,7 +33,9 @@ def splits(places, classes=CLASSES, pixels=None, digests=None):
         Split.of_rows(name, [row for row, place in zip(rows, places, strict=True) if place == name], InMemory(pixels))
         for name in SPLIT_NAMES
     )
-    return Splits(tuple(classes), train, validation, test, (), (), Source(tuple(classes), len(places), lambda: iter(())))
+    return Splits(
+        tuple(classes), train, validation, test, (), (), Source(tuple(classes), len(places), lambda: iter(()))
+    )
 
 
 def places(of):

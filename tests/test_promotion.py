@@ -48,6 +48,7 @@ def agree(world):
 
 
 def aliases(world):
+    """The versions that are champion and previous."""
     return [found and found.number for found in (world.registry.champion(), world.registry.previous())]
 
 
@@ -135,7 +136,7 @@ def test_going_back_needs_no_registry_which_is_told_later(world):
 
 
 def test_there_may_be_nothing_to_go_back_to(world):
-    with pytest.raises(ConfigError, match="no version was promoted. graft models ants lists the versions"):
+    with pytest.raises(ConfigError, match=r"no version was promoted\. graft models ants lists the versions"):
         promotion.go_back(world.home, "worse")
     install(world, 1)
     with pytest.raises(ConfigError, match="there is none before version 1"):
@@ -225,7 +226,7 @@ def test_by_hand_only_what_there_is_can_be_promoted(world):
     hidden = run_dir.rename(run_dir.with_name("hidden"))
     try:
         world.registry.tag(4, {"graft.export_version": "77"})
-        with pytest.raises(ConfigError, match="The exported model of version 4 is gone: neither .* holds it"):
+        with pytest.raises(ConfigError, match=r"The exported model of version 4 is gone: neither .* holds it"):
             promotion.promote_by_hand(world.registry, world.home, 4, "try")
     finally:
         hidden.rename(run_dir)
@@ -241,7 +242,9 @@ def test_by_hand_only_what_there_is_can_be_promoted(world):
 
 def test_only_one_promotion_at_a_time(tmp_path):
     home = tmp_path / "new" / "ants"
-    program = "import sys; from pathlib import Path; from pipeline.promotion import alone\nwith alone(Path(sys.argv[1])): "
+    program = (
+        "import sys; from pathlib import Path; from pipeline.promotion import alone\nwith alone(Path(sys.argv[1])): "
+    )
     with promotion.alone(home):
         other = subprocess.Popen(
             [sys.executable, "-c", f"{program} print('in', flush=True)", str(home)],

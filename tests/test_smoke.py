@@ -98,7 +98,7 @@ def test_the_token_is_sent(tmp_path):
     with endpoint([available(3)], RIGHT) as (url, asked):
         ask(url, token_file=str(tmp_path / "token"))
     assert [headers["Authorization"] for _, _, headers, _ in asked] == ["Bearer secret"] * 2
-    with pytest.raises(ConfigError, match="token_file .*nowhere cannot be read"):
+    with pytest.raises(ConfigError, match=r"token_file .*nowhere cannot be read"):
         ask(url, token_file=str(tmp_path / "nowhere"))
 
 
@@ -131,7 +131,7 @@ def test_an_endpoint_that_does_not_have_the_version_in_time(states, said):
 
 
 def test_no_server():
-    with pytest.raises(SmokeTestError, match="after 0.2 s: .*refused") as error:
+    with pytest.raises(SmokeTestError, match=r"after 0\.2 s: .*refused") as error:
         ask("http://127.0.0.1:9", timeout_seconds=0.2)
     assert not error.value.answered
 

@@ -87,6 +87,7 @@ def whole_run(run_dir: Path, uri: str, export_dir: Path) -> Tracker:
     (run_dir / "report.json").write_text("{}")
     tracker.artifact(run_dir / "report.json")
     tracker.model(export_dir, "ants", picture())
+    tracker.version("ants", {})
     tracker.finish("FINISHED")
     return tracker
 
@@ -199,6 +200,7 @@ def test_a_file_that_is_gone_is_a_warning(run_dir: Path, uri: str, capsys: pytes
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
     tracker.artifact(run_dir / "gone.png")
     tracker.model(run_dir / "gone", "ants", picture())
+    tracker.version("ants", {})
     tracker.finish("FAILED")
 
     assert connect(uri).get_run(tracker.run_id).info.status == "FAILED"
@@ -234,6 +236,7 @@ def test_the_model_predicts_and_nothing_is_unpickled(
     tf.saved_model.save(module, str(tmp_path / "export"), {"serving_default": module.__call__})
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
     tracker.model(tmp_path / "export", "ants", picture())
+    tracker.version("ants", {})
     (version,) = connect(uri).search_model_versions("name = 'ants'")
 
     def refuse(*args: Any, **kwargs: Any) -> None:
@@ -284,16 +287,16 @@ def test_nothing_is_doubled_when_the_state_is_lost(run_dir: Path, uri: str, expo
 
     delivery = deliver(run_dir, Console())
 
-    assert (delivery.run_id, delivery.records) == (run_id, 10)
+    assert (delivery.run_id, delivery.records) == (run_id, 11)
     assert_delivered_once(run_dir, uri)
 
 
-@pytest.mark.parametrize("delivered", range(1, 10))
+@pytest.mark.parametrize("delivered", range(1, 11))
 def test_nothing_is_doubled_when_the_state_is_behind(run_dir: Path, uri: str, export_dir: Path, delivered: int) -> None:
     tracker = whole_run(run_dir, uri, export_dir)
     (run_dir / STATE).write_text(json.dumps({"run_id": tracker.run_id, "delivered": delivered}))
 
-    assert deliver(run_dir, Console()).records == 10 - delivered
+    assert deliver(run_dir, Console()).records == 11 - delivered
     assert_delivered_once(run_dir, uri)
 
 
@@ -346,7 +349,7 @@ def test_deliveries_at_the_same_time_take_turns(run_dir: Path, uri: str, export_
     with ThreadPoolExecutor(4) as pool:
         deliveries = list(pool.map(lambda _: deliver(run_dir, Console()), range(4)))
 
-    assert sorted(delivery.records for delivery in deliveries) == [0, 0, 0, 10]
+    assert sorted(delivery.records for delivery in deliveries) == [0, 0, 0, 11]
     assert_delivered_once(run_dir, uri)
 
 
@@ -480,6 +483,7 @@ def test_a_server_that_comes_and_goes_has_everything_once(
     (run_dir / "report.json").write_text("{}")
     tracker.artifact(run_dir / "report.json")
     tracker.model(export_dir, "ants", picture())
+    tracker.version("ants", {})
     tracker.finish("FINISHED")
     assert f"graft sync {run_dir}" in capsys.readouterr().err
 

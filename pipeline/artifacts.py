@@ -61,7 +61,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     def write(self, path: Path) -> None:
-        write_atomically(path, self.model_dump_json(indent=2) + "\n")
+        write_atomically(path, self.model_dump_json(indent=2) + "\n", durable=True)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -94,6 +94,7 @@ class RunRecord(Record):
         seconds: wall-clock time per stage.
         error: why a failed run failed.
         started_from: the folder of the run whose weights it started from, for `weights: run:...`.
+        challenger: whether `graft retrain` made it, to be judged and not published.
     """
 
     name: str
@@ -110,6 +111,7 @@ class RunRecord(Record):
     seconds: dict[str, float] = {}
     error: str | None = None
     started_from: str | None = None
+    challenger: bool = False
 
 
 class Parity(Record):
@@ -216,10 +218,20 @@ def code() -> Code:
     )  # fmt: skip
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old one or the new one, never a part."""
+def write_atomically(path: Path, text: str, durable: bool = False) -> None:
+    """Writes a text file so that a reader sees the old one or the new one, never a part.
+
+    Args:
+        path: the file.
+        text: all that it shall hold.
+        durable: also after a power cut.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     partial.replace(path)
 
 

@@ -22,6 +22,7 @@ from pipeline.backbones import BACKBONES
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class Strict(BaseModel):
@@ -524,7 +525,7 @@ def default_phases() -> list[Phase]:
 class RunConfig(Strict):
     """Everything that decides a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=100)]
     """Names the run's folder, the exported model and the registered model: up to 100 letters, digits, dots, dashes and
     underscores."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -554,6 +555,11 @@ class RunConfig(Strict):
     """What a challenger must show before graft retrain promotes it."""
     output_dir: Text = "runs"
     """Each run gets a folder <output_dir>/<name>/<time>/ with its reports, weights and records."""
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment."""
+        return self.tracking.experiment or self.name
 
     @property
     def cache_dir(self) -> str:

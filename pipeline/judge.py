@@ -5,6 +5,7 @@ Both are read back from disk and get the same encoded pictures, each by its own 
 Shape letters: N test pictures, n of a batch, C classes.
 """
 
+import base64
 import csv
 import statistics
 import time
@@ -13,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from pipeline.sources.base import Source
 
 _BATCH = 32
 _TIMED = 40  # Pictures, one at a time, by each model in turn.
+_KNOWN = 8
 
 
 class Leak(Record):
@@ -55,6 +56,13 @@ class Leak(Record):
         )
 
 
+class Known(Record):
+    """A test picture, encoded and in base64, and the probability that the challenger gives each class."""
+
+    picture: str
+    probabilities: dict[str, float]
+
+
 class Verdict(Record):
     """`gate.json`.
 
@@ -62,11 +70,15 @@ class Verdict(Record):
         decision: of the gate.
         leak: what the champion has learned from; None for nothing.
         missing: frozen test pictures that are no longer in the data.
+        repeated: test pictures that show the same as another one. They are left out: chance knows nothing of them.
+        known: a few test pictures and the challenger's answers, for the endpoint to be asked.
     """
 
     decision: Decision
     leak: Leak | None
     missing: int
+    repeated: int
+    known: list[Known]
 
 
 @dataclass(frozen=True)
@@ -137,10 +149,25 @@ def judge(
             console.warn(leak.sentence)
             if not clean.any():
                 raise DataError(f"{leak.sentence} Freeze another test set: graft freeze-test CONFIG.")
+    # Of test pictures that show the same, the first speaks for all: the gate's statistics ask for independent ones.
+    repeated = int((clean & _repeated(test, run_dir)).sum())
+    clean &= ~_repeated(test, run_dir)
     challenger, *others = [Answers(a.name, a.probabilities[clean], a.latency_ms) for a in answers]
     old = next(iter(others), None)
     decision = decide(old, challenger, labels[clean], classes, rules, seed)
-    verdict = Verdict(decision=decision, leak=leak, missing=frozen - len({row["sha256"] for row in test}))
+    verdict = Verdict(
+        decision=decision,
+        leak=leak,
+        missing=frozen - len({row["sha256"] for row in test}),
+        repeated=repeated,
+        known=[
+            Known(
+                picture=base64.b64encode(data).decode(),
+                probabilities={label: float(scores[0][row, number[label]]) for label in models[0].classes},
+            )
+            for row, data in enumerate(first[:_KNOWN])
+        ],
+    )
     if old is None:
         return Judged(verdict, [])
     rows = np.flatnonzero(clean)[flipped(old, challenger, labels[clean])]
@@ -210,11 +237,24 @@ def _learned(test: list[dict[str, str]], champion: Path, run_dir: Path) -> np.nd
     known: set[str] = set()
     if (champion / LEARNED_FROM).is_file():
         known = contents.learned(champion / LEARNED_FROM)
-    with (run_dir / CLUSTERS).open(encoding="utf-8", newline="") as file:
-        alike = list(csv.DictReader(file))
+    alike = _clusters(run_dir)
     tainted = {row["cluster"] for row in alike if row["sha256"] in known}
     learned = known | {row["sha256"] for row in alike if row["cluster"] in tainted}
     return np.array([row["sha256"] in learned for row in test])
+
+
+def _repeated(test: list[dict[str, str]], run_dir: Path) -> np.ndarray:
+    """bool [N]: whether a test picture shows the same as one before it."""
+    cluster = {row["sha256"]: row["cluster"] for row in _clusters(run_dir)}
+    shown = [cluster.get(row["sha256"], row["sha256"]) for row in test]
+    first = np.unique(shown, return_index=True)[1]
+    return ~np.isin(np.arange(len(test)), first)
+
+
+def _clusters(run_dir: Path) -> list[dict[str, str]]:
+    """The pictures that show the same, by cluster."""
+    with (run_dir / CLUSTERS).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _flips(
@@ -240,15 +280,4 @@ def _flips(
             picture=pictures.get(row),
         )
         for row in rows.tolist()
-    ]
-
-
-def first_pictures(run_dir: Path, source: Source, count: int) -> list[tuple[bytes, dict[str, Any]]]:
-    """A few encoded test pictures, and what the run's exported model says of each: by class, its probability."""
-    model = _Model("the challenger", run_dir / MODEL)
-    encoded = list(islice(_encoded(source, _test_rows(run_dir)), count))
-    answers = model.probabilities([model.decode(data) for data in encoded])
-    return [
-        (data, dict(zip(model.classes, answer.tolist(), strict=True)))
-        for data, answer in zip(encoded, answers, strict=True)
     ]

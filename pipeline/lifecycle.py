@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cli import ConfigPath, Overrides, errors_in_words, graft, out, shown, stop_in_order
+from pipeline.config import NAME_PATTERN
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrackingError
 
@@ -25,7 +27,16 @@ class ExitCode(IntEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.")]
+
+
+def _checked(name: str) -> str:
+    """It becomes a part of paths."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise typer.BadParameter("a model's name has letters, digits, dots, dashes and underscores only")
+    return name
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", callback=_checked)]
 ExportFolder = Annotated[Path, typer.Option("--export", help="Where servers read: the export.dir of the config.")]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where runs are: the output_dir of the config.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in MLflow.")]
@@ -109,10 +120,18 @@ def models(
             accuracy = "" if row.accuracy is None else f"{row.accuracy:.3f}"
             if row.accuracy_low is not None and row.accuracy_high is not None:
                 accuracy += f" ({row.accuracy_low:.3f} to {row.accuracy_high:.3f})"
+            why = (
+                [f"{row.decided_by}: {row.reason}"]
+                if row.reason
+                else [f"refused: {row.refused}"]
+                if row.refused
+                else []
+            )
+            why += [f"rolled back {row.rolled_back}"] if row.rolled_back else []
             table.add_row(
                 str(row.number), ", ".join(row.aliases), f"{row.created_at:%Y-%m-%d %H:%M}", row.data_digest or "",
                 accuracy, f"{row.promoted_at[:16].replace('T', ' ')}" if row.promoted_at else "",
-                escape(f"{row.decided_by}: {row.reason}" if row.reason else ""),
+                escape("; ".join(why)),
             )  # fmt: skip
         out().print(table)
 
@@ -129,7 +148,7 @@ def promote(
         from pipeline import promotion
         from pipeline.registry import Registry
 
-        home = export.resolve() / name
+        home = _home(export, name)
         with promotion.alone(home):
             champion = promotion.promote_by_hand(Registry(_uri(output_dir), name), home, version, reason)
         print(f"{name}: version {champion.registered} is champion, served from {shown(home / str(champion.version))}")
@@ -146,17 +165,19 @@ def rollback(
         from pipeline import promotion
         from pipeline.registry import Registry
 
-        home = export.resolve() / name
+        home = _home(export, name)
         with promotion.alone(home):
             champion = promotion.go_back(home, reason)
-            print(f"{name}: version {champion.registered} is served from {shown(home / str(champion.version))}")
-            try:
-                registry = Registry(_uri(output_dir), name)
+        print(f"{name}: version {champion.registered} is served from {shown(home / str(champion.version))}")
+        try:
+            registry = Registry(_uri(output_dir), name)
+            with promotion.alone(home):
                 promotion.agree(registry, home, Console())
-                registry.log(f"rolled back to version {champion.registered}: {reason}")
-                registry.tag(champion.registered, {"graft.promoted_at": champion.since, "graft.reason": reason})
-            except TrackingError as error:
-                Console().warn(f"The next {graft()} retrain brings MLflow's aliases in line. {error}")
+            left = champion.rejected[-1].registered
+            registry.tag(left, {"graft.rolled_back": f"{champion.since[:16].replace('T', ' ')}: {reason}"})
+            registry.log(f"rolled back from version {left} to {champion.registered}: {reason}")
+        except TrackingError as error:
+            Console().warn(f"The next {graft()} retrain brings MLflow's aliases in line. {error}")
 
 
 def freeze_test(config: ConfigPath, overrides: Overrides = None) -> None:
@@ -192,6 +213,18 @@ def watch(
 
 
 COMMANDS = (retrain, schedule, models, promote, rollback, freeze_test, watch)
+
+
+def _home(export: Path, name: str) -> Path:
+    """Where servers read a model."""
+    home = export.resolve() / name
+    if not home.is_dir():
+        there = ", ".join(sorted(path.name for path in export.glob("*") if path.is_dir())) or "none"
+        raise ConfigError(
+            f"There is no model {name!r} below {shown(export.resolve())}; there: {there}. Give the export.dir of its "
+            "config with --export."
+        )
+    return home
 
 
 def _uri(output_dir: Path) -> str:

@@ -15,8 +15,10 @@ from pipeline import publish
 from pipeline.artifacts import MODEL
 from pipeline.console import Console
 from pipeline.errors import ConfigError
-from pipeline.publish import Champion
+from pipeline.publish import Champion, Rejected
 from pipeline.registry import CHAMPION, PREVIOUS, Registry, Version
+
+MOST_REJECTED = 20
 
 
 @contextmanager
@@ -72,9 +74,11 @@ def install(registry: Registry, home: Path, version: Version, model: Path, reaso
     run_dir = version.tags.get("graft.run_dir", "")
     # A champion whose folder was lost does not become its own predecessor.
     before = old.previous if old is not None and old.registered == version.number else _last(old)
+    rejected = () if old is None else tuple(item for item in old.rejected if item.registered != version.number)
     new = Champion(
-        version=number, registered=version.number, run_dir=run_dir, since=_now(), reason=reason, previous=before
-    )
+        version=number, registered=version.number, run_dir=run_dir, since=_now(), reason=reason, previous=before,
+        rejected=rejected,
+    )  # fmt: skip
     new.write(home / publish.CHAMPION)
     return new
 
@@ -98,7 +102,11 @@ def go_back(home: Path, reason: str) -> Champion:
             f"There is nothing to go back to below {home}: {what}. graft models {home.name} lists the versions, and "
             f"graft promote {home.name} VERSION promotes any of them."
         )
-    back = now.previous.model_copy(update={"since": _now(), "reason": reason, "previous": _last(now)})
+    rejected = [item for item in now.rejected if item.registered != now.previous.registered]
+    rejected.append(Rejected(registered=now.registered, run=now.run, reason=reason))
+    back = now.previous.model_copy(
+        update={"since": _now(), "reason": reason, "previous": _last(now), "rejected": tuple(rejected[-MOST_REJECTED:])}
+    )
     back.write(home / publish.CHAMPION)
     publish.make_highest(home, back.version)
     return back
@@ -172,9 +180,9 @@ def promote_by_hand(registry: Registry, home: Path, number: int, reason: str) ->
 
 def _model_of(version: Version, home: Path) -> Path | None:
     """Where a version's exported model is: in its run's folder, or published."""
-    model = Path(version.tags.get("graft.run_dir", "")) / MODEL
-    if (model / "manifest.json").is_file():
-        return model
+    run_dir = version.tags.get("graft.run_dir")
+    if run_dir is not None and (Path(run_dir) / MODEL / "manifest.json").is_file():
+        return Path(run_dir) / MODEL
     number = version.tags.get("graft.export_version", "")
     return publish.folder_of(home, int(number)) if number.isdecimal() else None
 

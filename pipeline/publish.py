@@ -22,6 +22,20 @@ CHAMPION = "champion.json"
 _WITHDRAWN = ".withdrawn"
 
 
+class Rejected(Record):
+    """A version that somebody went back from.
+
+    Attributes:
+        registered: the version in MLflow's registry.
+        run: the folder of the run that made it, without the folders above.
+        reason: why.
+    """
+
+    registered: int
+    run: str
+    reason: str
+
+
 class Champion(Record):
     """`champion.json`.
 
@@ -32,6 +46,7 @@ class Champion(Record):
         since: UTC, ISO 8601.
         reason: why it was promoted.
         previous: the champion before, with its own predecessor.
+        rejected: the last versions that were gone back from; the same are not promoted again.
     """
 
     version: int
@@ -40,12 +55,28 @@ class Champion(Record):
     since: str
     reason: str
     previous: "Champion | None" = None
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def run(self) -> str:
+        """The folder of the run that made it, without the folders above."""
+        return Path(self.run_dir).name
 
 
 def champion(home: Path) -> Champion | None:
-    """Which version of a name is the champion; None where none was promoted."""
+    """Which version of a name is the champion; None where none was promoted.
+
+    Raises:
+        ExportError: `champion.json` is damaged.
+    """
     path = home / CHAMPION
-    return Champion.read(path) if path.is_file() else None
+    try:
+        return Champion.read(path) if path.is_file() else None
+    except ValueError as error:
+        raise ExportError(
+            f"{path}, which says what is served and why, is damaged. Remove it, then say which version is champion: "
+            f"graft promote {home.name} VERSION --reason TEXT. It is the highest one in the folder."
+        ) from error
 
 
 def versions(home: Path) -> list[int]:

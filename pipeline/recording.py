@@ -57,19 +57,27 @@ def config_of(run_dir: Path) -> RunConfig:
         raise ConfigError(
             f"The run {run_dir} has finished: there is nothing to resume. Its report is {run_dir / 'report.html'}."
         )
+    if record.challenger:
+        raise ConfigError(
+            f"The run {run_dir} is a challenger, which is judged before it is published. Go on with it, or begin anew "
+            "where something has changed, with: graft retrain CONFIG"
+        )
     start = record.started_from
     overrides = [] if start is None else [f"backbone.weights=run:{Path(start).name}"]
     return load(run_dir / "config.yaml", overrides)
 
 
 @contextmanager
-def recorded(config: RunConfig, console: Console, run_dir: Path | None = None) -> Iterator["Recording"]:
+def recorded(
+    config: RunConfig, console: Console, run_dir: Path | None = None, challenger: bool = False
+) -> Iterator["Recording"]:
     """A run's folder and its MLflow run, from start to end, however it ends.
 
     Args:
         config: the run's.
         console: hears where the folder is.
         run_dir: the folder to make, or that of a run to go on with. Default: a new one.
+        challenger: whether it is one of `graft retrain`'s.
 
     Raises:
         ConfigError: the run's folder or the exported model's cannot be made.
@@ -82,7 +90,7 @@ def recorded(config: RunConfig, console: Console, run_dir: Path | None = None) -
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GraftError(f"The run {folder} is being worked on by another process. Wait for it to end.") from None
-        recording = Recording(config, folder, console)
+        recording = Recording(config, folder, challenger, console)
         try:
             yield recording
         except BaseException as error:
@@ -101,7 +109,7 @@ class Recording:
         record: what `run.json` will say.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, console: Console) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, challenger: bool, console: Console) -> None:
         uri = resolve_uri(config)
         self.run_dir = run_dir
         self.scratch = self.run_dir / "scratch"
@@ -124,11 +132,11 @@ class Recording:
                 tracking_uri=without_password(uri),
                 backbone=BackboneIdentity(name=config.backbone.name, options=config.backbone.options),
                 started_from=None if start is None else str(start),
+                challenger=challenger,
             )
             artifacts.write_atomically(self.run_dir / "config.yaml", dump(self._shown))
             self.record.write(self.run_dir / "run.json")
-        experiment = config.tracking.experiment or config.name
-        self._tracker = Tracker(self.run_dir, uri, experiment, self.run_dir.name, console)
+        self._tracker = Tracker(self.run_dir, uri, config.experiment, self.run_dir.name, console)
         self._tracker.params(config.flat())
         self._tracker.tags({"graft.code_digest": self._code.digest, "graft.run_dir": str(self.run_dir)})
         if self._code.commit:
@@ -197,8 +205,10 @@ class Recording:
 
     def epoch(self, epoch: Epoch) -> None:
         """Records one epoch, on one axis across phases; one that was recorded before the run was killed is known."""
-        if epoch.epoch <= len(self._history):
+        known = self._history[epoch.epoch - 1 : epoch.epoch]
+        if known and known[0].loss == epoch.loss and known[0].validation_loss == epoch.validation_loss:
             return
+        del self._history[epoch.epoch - 1 :]  # The training was begun anew: its checkpoint could not be used.
         self._tracker.metrics(
             {
                 "train/loss": epoch.loss,
@@ -295,7 +305,7 @@ class Recording:
         for path in sorted(path for pattern in _LOGGED for path in self.run_dir.glob(pattern)):
             self._tracker.artifact(path)
         self._tracker.model(self.model_dir, self._config.name, example=self._example())
-        if self._test_set is None:  # Else the gate decides.
+        if not self.record.challenger:  # Else the gate has its say first.
             self._tracker.version(self._config.name, self._version_tags())
 
     def _version_tags(self) -> dict[str, str]:

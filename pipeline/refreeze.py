@@ -9,9 +9,11 @@ from pipeline.artifacts import LEARNED_FROM
 from pipeline.config import RunConfig
 from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError
+from pipeline.locks import locked
 from pipeline.pixels import PixelSpec
 from pipeline.sources import open_source
 from pipeline.testset import FrozenTest
+from pipeline.tracking import resolve_uri
 
 
 def refreeze(config: RunConfig, console: Console) -> tuple[FrozenTest, FrozenTest]:
@@ -23,7 +25,13 @@ def refreeze(config: RunConfig, console: Console) -> tuple[FrozenTest, FrozenTes
     Raises:
         ConfigError: nothing is frozen yet.
         DataError: the data cannot be used, or no picture is left.
+        Held: a retraining is at work.
     """
+    with locked(config.name, resolve_uri(config), Path(config.output_dir).resolve(), console):
+        return _refreeze(config, console)
+
+
+def _refreeze(config: RunConfig, console: Console) -> tuple[FrozenTest, FrozenTest]:
     folder = testset.folder_of(config.output_dir, config.name)
     before = testset.newest(folder)
     if before is None:

@@ -306,6 +306,8 @@ class Row:
         accuracy, accuracy_low, accuracy_high: on the test split, 0 to 1, with its 95 % interval; None where the run
             is gone or did not get so far.
         promoted_at, reason, decided_by: UTC, ISO 8601, why, and by whom it was promoted; None where it never was.
+        refused: why the gate refused it; None where it did not.
+        rolled_back: when and why it was gone back from; None where it was not.
         export_version: its folder where servers read; None where it was never there.
         export_dir, run_dir: of the published model, and of the run.
         run_id: MLflow's id of the run.
@@ -321,6 +323,8 @@ class Row:
     promoted_at: str | None
     reason: str | None
     decided_by: str | None
+    refused: str | None
+    rolled_back: str | None
     export_version: str | None
     export_dir: str | None
     run_dir: str | None
@@ -350,6 +354,8 @@ def _row(version: Version, metrics: Mapping[str, float]) -> Row:
         promoted_at=tags.get("graft.promoted_at"),
         reason=tags.get("graft.reason"),
         decided_by=tags.get("graft.decided_by"),
+        refused=tags.get("graft.gate_reason") if tags.get("graft.gate") == "refused" else None,
+        rolled_back=tags.get("graft.rolled_back"),
         export_version=tags.get("graft.export_version"),
         export_dir=tags.get("graft.export_dir"),
         run_dir=tags.get("graft.run_dir"),

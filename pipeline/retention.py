@@ -35,11 +35,11 @@ def retain(rules: Retention, registry: Registry, home: Path, runs: Path, console
     spared = {c.registered for c in line}
     versions = registry.versions()
     kept = {version.number for version in versions[: rules.versions]} | spared
-    needed = {Path(c.run_dir) for c in line}
+    needed = {c.run for c in line}
     removed = 0
     for version in versions:
         if version.number in kept:
-            needed.add(Path(version.tags.get("graft.run_dir", "")))
+            needed.add(Path(version.tags.get("graft.run_dir", "")).name)
             continue
         folder = Path(version.tags.get("graft.export_dir", ""))
         # One that was published elsewhere, before export.dir was changed, is not ours to remove.
@@ -51,7 +51,7 @@ def retain(rules: Retention, registry: Registry, home: Path, runs: Path, console
         console.say(f"{removed} old versions removed")
 
     records = sorted((path.parent for path in runs.glob("*/run.json")), reverse=True)
-    old = [run for run in records[rules.runs :] if run not in needed and _is_idle(run) and is_delivered(run)]
+    old = [run for run in records[rules.runs :] if run.name not in needed and _is_idle(run) and is_delivered(run)]
     for run in old:
         remove_run(run)
         shutil.rmtree(run)

@@ -25,23 +25,22 @@ from pipeline.artifacts import LEARNED_FROM, MODEL, Record, RunRecord, new_folde
 from pipeline.config import RunConfig, seconds
 from pipeline.console import Console
 from pipeline.contents import Contents
-from pipeline.errors import USERS_TO_MEND, ConfigError, DataError, GraftError, TrackingError
+from pipeline.errors import ConfigError, DataError, GraftError, TrackingError
 from pipeline.gate import Decision
-from pipeline.judge import Verdict, first_pictures, judge
+from pipeline.judge import Verdict, judge
 from pipeline.locks import Held, Lock, locked
 from pipeline.promotion import alone
 from pipeline.publish import Champion
 from pipeline.quiet import import_tensorflow
 from pipeline.registry import Registry
 from pipeline.retention import retain
-from pipeline.smoke import SmokeTestError, smoke_test
+from pipeline.smoke import SmokeTestError, read_token, smoke_test
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 from pipeline.testset import FrozenTest
 from pipeline.tracking import Tracker, deliver, is_delivered, resolve_uri, sync
 
 Ending = Literal["nothing to do", "refused", "promoted", "failed"]
-SMOKE_PICTURES = 8
 
 
 class Outcome(Record):
@@ -154,9 +153,8 @@ def retrain(config: RunConfig, console: Console) -> Outcome:
                 job = _unfinished(work)
                 return work.ended("failed", str(error), None if job is None else job.run_dir)
             except OSError as error:
-                if error.errno not in USERS_TO_MEND:
-                    raise
-                return work.ended("failed", f"{error.filename or 'the disk'}: {error.strerror}; the next job goes on")
+                where = error.filename or "the disk"
+                return work.ended("failed", f"{where}: {error.strerror or error}. The next job goes on from here.")
     except Held as error:
         return Outcome(outcome="nothing to do", reason=str(error), name=config.name)
 
@@ -210,8 +208,18 @@ def _look(
             return f"the same data and config gave a challenger on {at} that was refused: {refused.reason}", False
     if champion is None:
         return f"{name} has no champion", True
+    for rejected in champion.rejected:
+        with suppress(OSError, ValidationError):
+            if Job.read(work.folder / rejected.run / "job.json").question[:2] == question[:2]:
+                made = f"the same data and config made version {rejected.registered}, which somebody went back from"
+                return f"{made}: {rejected.reason}", False
     model = publish.folder_of(work.home, champion.version)
-    if model is None or not (model / LEARNED_FROM).is_file():
+    if model is None:
+        raise DataError(
+            f"The champion, version {champion.version}, is not in {work.home} any more, so no challenger can be "
+            "compared with it. Put its folder back, or promote another version: graft promote NAME VERSION."
+        )
+    if not (model / LEARNED_FROM).is_file():
         return f"nobody knows what version {champion.version} was trained on", True
     change = present.since(contents.read_list(model / LEARNED_FROM))
     since = f"{change} since version {champion.version}"
@@ -244,7 +252,7 @@ def _digest(work: _Work) -> str:
     config, retrain = work.config, work.config.retrain
     frozen = testset.newest(testset.folder_of(config.output_dir, config.name))
     test_set = 1 if frozen is None else frozen.version  # The first one is made by the job itself.
-    elsewhere = {"tracking", "export", "output_dir", "checkpoint", "retrain"}
+    elsewhere = {"tracking", "export", "output_dir", "checkpoint", "cache", "retrain"}
     decides = config.model_dump(mode="json", by_alias=True, exclude=elsewhere)
     return hashlib.sha256(repr((decides, retrain.start, retrain.near_duplicates, test_set)).encode()).hexdigest()
 
@@ -263,19 +271,14 @@ def _train(job: Job, work: _Work, champion: Champion | None, classes: tuple[str,
 
     config, head = work.config, None
     if config.retrain.start == "champion" and champion is not None:
-        start = Path(champion.run_dir)
+        start = work.folder / champion.run
         backbone = config.backbone.model_copy(update={"weights": f"run:{start.name}"})
         before = read_manifest(start / MODEL)
         if (before.config["head"], tuple(before.classes)) == (config.head.model_dump(mode="json"), classes):
             head = start / "head.weights.h5"
         config = config.model_copy(update={"backbone": backbone})
     frozen = testset.newest(testset.folder_of(config.output_dir, config.name))
-    try:
-        run(config, work.console, run_dir, Challenge(frozen, head))
-    except GraftError:
-        # It would end the same way again.
-        _finish(work)
-        raise
+    run(config, work.console, run_dir, Challenge(frozen, head))
 
 
 def _judge(job: Job, work: _Work, champion: Champion | None, source: Source) -> Decision:
@@ -289,14 +292,11 @@ def _judge(job: Job, work: _Work, champion: Champion | None, source: Source) -> 
     against = None
     if champion is not None:
         model = publish.folder_of(work.home, champion.version)
-        if model is None:
-            raise DataError(
-                f"The champion, version {champion.version}, is not in {work.home} any more, so nothing can be compared "
-                "with it. Put its folder back, or promote another version: graft promote NAME VERSION."
-            )
+        assert model is not None, "looked for before the training"
         against = f"version {champion.version}", model
     config = work.config
     result = judge(run_dir, against, source, len(frozen.pictures), config.gate, config.seed, work.console)
+    job.write(run_dir / "job.json")
     result.verdict.write(run_dir / "gate.json")
     gate_page.write(run_dir / "gate.html", result.verdict.decision, result.flips, _facts(result.verdict, frozen, job))
     _tell_mlflow(run_dir, result.verdict, work)
@@ -307,6 +307,7 @@ def _judge(job: Job, work: _Work, champion: Champion | None, source: Source) -> 
 def _facts(verdict: Verdict, frozen: FrozenTest, job: Job) -> dict[str, str]:
     """What the page says besides the decision."""
     missing = f", {verdict.missing} of them no longer in the data" if verdict.missing else ""
+    missing += f", {verdict.repeated} that show the same as another left out" if verdict.repeated else ""
     facts = {
         "test set": f"version {frozen.version} of {frozen.frozen_at[:10]}, {len(frozen.pictures)} pictures{missing}",
         "challenger": job.run_dir,
@@ -317,41 +318,42 @@ def _facts(verdict: Verdict, frozen: FrozenTest, job: Job) -> dict[str, str]:
 def _tell_mlflow(run_dir: Path, verdict: Verdict, work: _Work) -> None:
     """Adds the gate's decision to the challenger's run."""
     decision, config = verdict.decision, work.config
-    experiment = config.tracking.experiment or config.name
-    tracker = Tracker(run_dir, resolve_uri(config), experiment, run_dir.name, work.console)
-    tracker.tags({"graft.gate": "promoted" if decision.promote else "refused", "graft.gate_reason": decision.reason})
+    tracker = Tracker(run_dir, resolve_uri(config), config.experiment, run_dir.name, work.console)
+    said = {"graft.gate": "passed" if decision.promote else "refused", "graft.gate_reason": decision.reason}
+    tracker.tags(said)
     tracker.metrics({f"gate/{name}": value for name, value in decision.figures.items()}, step=0)
     for name in ("gate.json", "gate.html"):
         tracker.artifact(run_dir / name)
+    # One that is refused is a version too: somebody may want it all the same.
+    data = read_manifest(run_dir / MODEL).data_digest
+    tracker.version(config.name, said | {"graft.run_dir": str(run_dir), "graft.data_digest": data})
     tracker.finish("FINISHED")
 
 
 def _promote(job: Job, work: _Work) -> Outcome:
     """Makes the challenger the champion, and takes it back where the endpoint does not serve it well."""
-    run_dir = Path(job.run_dir)
-    reason = Verdict.read(run_dir / "gate.json").decision.reason
+    run_dir, smoke = Path(job.run_dir), work.config.retrain.smoke_test
+    verdict = Verdict.read(run_dir / "gate.json")
+    reason = verdict.decision.reason
+    token = None if smoke is None else read_token(smoke)  # Before anything is served.
     try:
         delivery = deliver(run_dir, work.console)
         work.lock.check()
         with alone(work.home):
             champion = publish.champion(work.home)
-            published = publish.published(run_dir / MODEL, work.home)
-            is_live = champion is not None and published == work.home / str(champion.version)
-            if _registered(champion) != job.champion and not is_live:
+            is_live = champion is not None and champion.run == run_dir.name
+            if (_registered(champion) != job.champion and not is_live) or _went_back(champion, run_dir):
                 # Somebody has promoted, or gone back, since: the gate has compared with another champion.
-                _step(job, "judge", work)
-                return work.ended("failed", "the champion has changed since the gate decided; the next job begins anew")
-            manifest = read_manifest(run_dir / MODEL)
-            tags = {"graft.run_dir": str(run_dir), "graft.data_digest": manifest.data_digest}
-            version = work.registry.register(delivery.run_id, tags)
+                work.console.say("the champion has changed since the gate decided: the job begins anew")
+                _finish(work)
+                return _retrain(work)
+            version = work.registry.register(delivery.run_id, {})
             champion = promotion.install(work.registry, work.home, version, run_dir / MODEL, reason, "gate")
     except TrackingError as error:
         return work.ended("failed", f"will complete: the challenger is better ({reason}), but {error}", job.run_dir)
-    if work.config.retrain.smoke_test is not None:
-        import_tensorflow()
-        pictures = first_pictures(run_dir, open_source(work.config.data), SMOKE_PICTURES)
+    if smoke is not None:
         try:
-            smoke_test(work.config.retrain.smoke_test, work.config.name, champion.version, pictures)
+            smoke_test(smoke, token, work.config.name, champion.version, verdict.known)
         except SmokeTestError as error:
             return _take_back(job, work, champion, error)
     _finish(work)
@@ -395,11 +397,18 @@ def _deliver_earlier(work: _Work) -> None:
         if job is None or job.step != "promote":  # Else the promotion comes first.
             with alone(work.home):
                 promotion.agree(work.registry, work.home, work.console)
-        for path in sorted(work.folder.glob("*/run.json")):
-            if not is_delivered(path.parent):
-                sync(path.parent, work.console)
     except TrackingError as error:
         work.console.warn(f"The job goes on without MLflow. {error}")
+    away = set()
+    for path in sorted(work.folder.glob("*/run.json")):
+        with suppress(OSError, ValidationError):
+            store = RunRecord.read(path).tracking_uri
+            if store not in away and not is_delivered(path.parent):
+                try:
+                    sync(path.parent, work.console)
+                except TrackingError as error:
+                    work.console.warn(str(error))
+                    away.add(store)
 
 
 # ----------------------------------------------------------------------------------------------------------- job files
@@ -425,6 +434,11 @@ def _finish(work: _Work) -> None:
     (work.folder / "retrain.json").unlink()
 
 
+def _went_back(champion: Champion | None, run_dir: Path) -> bool:
+    """Whether somebody has gone back from what a run made."""
+    return champion is not None and any(rejected.run == run_dir.name for rejected in champion.rejected)
+
+
 def _registered(champion: Champion | None) -> int | None:
     return None if champion is None else champion.registered
 
@@ -438,8 +452,8 @@ def _abandon(job: Job, work: _Work) -> None:
         record = RunRecord.read(run_dir / "run.json")
         if record.status != "finished":
             record.model_copy(update={"status": "killed", "error": why}).write(run_dir / "run.json")
-            experiment = work.config.tracking.experiment or work.config.name
-            Tracker(run_dir, resolve_uri(work.config), experiment, run_dir.name, work.console).finish("KILLED")
+            uri, experiment = resolve_uri(work.config), work.config.experiment
+            Tracker(run_dir, uri, experiment, run_dir.name, work.console).finish("KILLED")
     _finish(work)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from pipeline import evaluate, export, finetune, ingest, leakage, model, publish, testset
+from pipeline import evaluate, export, finetune, ingest, leakage, model, promotion, publish, testset
 from pipeline.activations import opened
 from pipeline.artifacts import RunRecord
 from pipeline.backbones import BACKBONES, weights
@@ -59,7 +59,7 @@ def run(
         model.check_phases(backbone, row, config.phases)
 
         with (
-            recorded(config, console, run_dir) as recording,
+            recorded(config, console, run_dir, challenger=challenge is not None) as recording,
             opened(config.cache, Path(config.cache_dir), console) as store,
         ):
             with recording.stage("ingest"):
@@ -98,8 +98,10 @@ def run(
                 )
                 recording.exported(spec, parity)
                 home = Path(config.export.dir).resolve() / config.name
-                if challenge is None and publish.champion(home) is None:
-                    recording.published(publish.publish(recording.model_dir, home))
+                if challenge is None:
+                    with promotion.alone(home):
+                        if publish.champion(home) is None:  # Else only a promotion changes what is served.
+                            recording.published(publish.publish(recording.model_dir, home))
             with recording.stage("report"):
                 recording.report()
     return recording.record

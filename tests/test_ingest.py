@@ -195,12 +195,19 @@ def test_file_names_do_not_matter_to_the_digest(tmp_path: Path, run: Callable[..
 
 
 def test_a_list_of_the_splits(tmp_path: Path, run: Callable[..., Splits]) -> None:
-    splits = run(plant(tmp_path / "data", class_folders(40)))
+    data = plant(tmp_path / "data", class_folders(40))
+    bad = next(data.iterdir()) / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    splits = run(data)
     write_splits(tmp_path / "splits.csv", splits)
     header, *lines = rows(tmp_path / "splits.csv")
-    assert header == ["path", "label", "split", "sha256"]
-    assert {name: split for name, _, split, _ in lines} == members(splits)
-    assert all(name.startswith(label) and places(splits)[digest] == split for name, label, split, digest in lines)
+    assert header == ["path", "label", "split", "sha256", "reason"]
+    *good, last = lines
+    assert {name: split for name, _, split, _, _ in good} == members(splits)
+    assert all(name.startswith(label) and places(splits)[digest] == split for name, label, split, digest, _ in good)
+    assert last[:3] == [f"{bad.parent.name}/bad.jpg", bad.parent.name, ""]
+    assert last[3] == hashlib.sha256(b"no picture").hexdigest()
+    assert last[4] == splits.quarantine[0].reason
 
 
 # ------------------------------------------------------------------------------------------------------- the split rule

@@ -120,13 +120,8 @@ def models(
             accuracy = "" if row.accuracy is None else f"{row.accuracy:.3f}"
             if row.accuracy_low is not None and row.accuracy_high is not None:
                 accuracy += f" ({row.accuracy_low:.3f} to {row.accuracy_high:.3f})"
-            why = (
-                [f"{row.decided_by}: {row.reason}"]
-                if row.reason
-                else [f"refused: {row.refused}"]
-                if row.refused
-                else []
-            )
+            why = [f"refused: {row.refused}"] if row.refused else []
+            why += [f"{row.decided_by}: {row.reason}"] if row.reason else []
             why += [f"rolled back {row.rolled_back}"] if row.rolled_back else []
             table.add_row(
                 str(row.number), ", ".join(row.aliases), f"{row.created_at:%Y-%m-%d %H:%M}", row.data_digest or "",
@@ -173,9 +168,10 @@ def rollback(
             registry = Registry(_uri(output_dir), name)
             with promotion.alone(home):
                 promotion.agree(registry, home, Console())
-            left = champion.rejected[-1].registered
-            registry.tag(left, {"graft.rolled_back": f"{champion.since[:16].replace('T', ' ')}: {reason}"})
-            registry.log(f"rolled back from version {left} to {champion.registered}: {reason}")
+            for left in champion.rejected[-1:]:
+                when = champion.since[:16].replace("T", " ")
+                registry.tag(left.registered, {"graft.rolled_back": f"{when}: {left.reason}"})
+            registry.log(f"rolled back to version {champion.registered}: {reason}")
         except TrackingError as error:
             Console().warn(f"The next {graft()} retrain brings MLflow's aliases in line. {error}")
 

@@ -119,9 +119,7 @@ def test_a_broken_class_is_named_though_the_total_improves():
     decision = decide(answers(old, 10, "version 3"), answers(new, 10), labels, classes, RULES, 0)
     assert decision.gain == pytest.approx(0.06)
     assert failed(decision) == ["class species 4"]
-    assert decision.reason == (
-        "class species 4 lost 30.0 points (80 to 50 of 100 pictures right)"
-    )
+    assert decision.reason == ("class species 4 lost 30.0 points (80 to 50 of 100 pictures right)")
     row = decision.per_class[4]
     assert (row.n, row.champion, row.challenger, row.failed) == (100, 0.8, 0.5, True)
     assert row.drop == pytest.approx(0.3)

@@ -1,5 +1,6 @@
 """Champion and challenger on the same pictures: real exports, pictures in memory."""
 
+import base64
 import shutil
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 from pipeline.artifacts import LEARNED_FROM
 from pipeline.config import Gate
 from pipeline.errors import DataError, ExportError
-from pipeline.judge import first_pictures, judge
+from pipeline.judge import judge
 from tests.exporting import exported
 from tests.networks import QUIET, split
 from tests.pieces import source, write_splits
@@ -182,8 +183,20 @@ def test_a_model_that_cannot_be_read(case):
 
 def test_known_pictures_for_the_endpoint(case):
     this = case("right")
-    known = first_pictures(this.run_dir, source(this.pictures, CLASSES), 4)
-    assert [max(answer, key=answer.get) for _, answer in known] == ["red", "green", "blue", "red"]
-    assert all(sum(answer.values()) == pytest.approx(1) for _, answer in known)
+    known = this.judge().verdict.known
+    assert len(known) == 8
+    assert [max(each.probabilities, key=each.probabilities.get) for each in known[:4]] == [
+        "red",
+        "green",
+        "blue",
+        "red",
+    ]
+    assert all(sum(each.probabilities.values()) == pytest.approx(1) for each in known)
     first, *_ = source(this.pictures, CLASSES).examples()
-    assert known[0][0] == first.read()
+    assert base64.b64decode(known[0].picture) == first.read()
+
+
+def test_of_test_pictures_that_show_the_same_one_counts(case):
+    this = case("right", "swaps red and green", clusters=[(0, 3, 6), (1, 30)])
+    verdict = this.judge().verdict
+    assert (verdict.repeated, verdict.decision.n) == (2, 28)

@@ -18,6 +18,8 @@ from pipeline import config_file, judge, promotion, publish, retrain, testset
 from pipeline.artifacts import RunRecord, read_manifest
 from pipeline.errors import ConfigError, TrackingError
 from pipeline.locks import locked
+from pipeline.recording import config_of
+from pipeline.refreeze import refreeze
 from pipeline.registry import Registry
 from pipeline.smoke import SmokeTestError
 from pipeline.tracking import resolve_uri
@@ -218,6 +220,10 @@ def test_a_second_job_says_who_works(here):
     assert f"process {os.getpid()}" in outcome.reason
 
 
+def go_back():
+    return promotion.go_back(Path("export/digits").resolve(), "bees are taken for ants")
+
+
 def test_a_champion_that_changed_meanwhile_is_judged_against(here, monkeypatch):
     more(here)
     assert retrain.retrain(config(), QUIET).champion == 2
@@ -226,12 +232,57 @@ def test_a_champion_that_changed_meanwhile_is_judged_against(here, monkeypatch):
         stop_at(patch, Registry, "register", 1)
         with pytest.raises(KeyboardInterrupt):
             retrain.retrain(config(), QUIET)
-    promotion.go_back(Path("export/digits").resolve(), "it was slow")
-    outcome = retrain.retrain(config(), QUIET)
-    assert outcome.outcome == "failed"
-    assert "the champion has changed" in outcome.reason
+    go_back()
     outcome = retrain.retrain(config(), QUIET)
     assert (outcome.outcome, champion().previous.registered) == ("promoted", 1)
+
+
+def test_a_rollback_holds_until_something_changes(here):
+    more(here)
+    assert retrain.retrain(config(), QUIET).champion == 2
+    go_back()
+    outcome = retrain.retrain(config(), QUIET)
+    assert (outcome.outcome, outcome.champion) == ("nothing to do", 1)
+    assert outcome.reason.endswith("made version 2, which somebody went back from: bees are taken for ants")
+    assert aliases() == {"champion": 1, "previous": 2}
+    more(here, 300, 320)
+    outcome = retrain.retrain(config(), QUIET)
+    assert (outcome.outcome, outcome.champion) == ("promoted", 3)
+
+
+def test_a_rollback_during_the_smoke_test_holds(here, monkeypatch):
+    more(here)
+    smoke = config("retrain.smoke_test={url: 'http://127.0.0.1:9'}")
+
+    def fails(*arguments):
+        go_back()
+        raise SmokeTestError("It was busy.", answered=False)
+
+    monkeypatch.setattr(retrain, "smoke_test", fails)
+    assert retrain.retrain(smoke, QUIET).outcome == "failed"
+    assert champion().registered == 1
+    assert retrain.retrain(smoke, QUIET).outcome == "nothing to do"
+    assert publish.versions(Path("export/digits")) == [1]
+
+
+def test_another_test_set_is_another_question(here):
+    more(here)
+    assert retrain.retrain(config("gate.min_gain=1"), QUIET).outcome == "refused"
+    assert retrain.retrain(config("gate.min_gain=1"), QUIET).outcome == "nothing to do"
+    before, after = refreeze(config(), QUIET)
+    assert after.digests > before.digests
+    assert retrain.retrain(config("gate.min_gain=1"), QUIET).outcome == "refused"
+
+
+def test_a_challenger_cannot_be_published_by_resuming_it(here, monkeypatch):
+    more(here)
+    with monkeypatch.context() as patch:
+        stop_at(patch, "pipeline.checkpoint.Checkpoints", "write", 3)
+        with pytest.raises(KeyboardInterrupt):
+            retrain.retrain(config(), QUIET)
+    newest = max(Path("runs/digits").glob("*/run.json")).parent
+    with pytest.raises(ConfigError, match="is a challenger.*graft retrain"):
+        config_of(newest)
 
 
 @pytest.mark.parametrize("answered", [True, False])
@@ -240,14 +291,14 @@ def test_a_promotion_that_the_endpoint_does_not_serve_is_taken_back(here, monkey
     smoke = "retrain.smoke_test={url: 'http://127.0.0.1:9'}"
     asked = []
 
-    def fails(rules, name, version, pictures):
-        asked.append((version, len(pictures)))
+    def fails(rules, token, name, version, known):
+        asked.append((version, len(known)))
         raise SmokeTestError("It does not serve.", answered)
 
     with monkeypatch.context() as patch:
         patch.setattr(retrain, "smoke_test", fails)
         outcome = retrain.retrain(config(smoke), QUIET)
-    assert asked == [(2, retrain.SMOKE_PICTURES)]
+    assert asked == [(2, 8)]
     assert (outcome.outcome, outcome.champion) == ("failed", 1)
     assert publish.versions(Path("export/digits")) == [1]
     assert aliases() == {"champion": 1}
@@ -303,24 +354,34 @@ def test_the_commands(here):
     code, out, _ = graft("retrain", "config.yaml", "--exit-code", "--set", "gate.min_gain=1")
     assert (code, "refused" in out) == (4, True)
     code, out, _ = graft("retrain", "config.yaml", "--exit-code")
-    assert (code, "export/digits/2" in out) == (0, True)
+    assert (code, "export/digits/3" in out) == (0, True)
     code, out, _ = graft("models", "digits")
     assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["2", "champion"], ["1", "previous"]]
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["3", "2", "1"]
+    assert ["champion" in line for line in out.splitlines()[1:]] == [True, False, False]
+    assert "refused: the gain over version 1 is" in out.splitlines()[2]
     code, out, _ = graft("rollback", "digits", "--reason", "customers complain")
     assert (code, publish.versions(Path("export/digits"))) == (0, [1])
-    assert aliases() == {"champion": 1, "previous": 2}
-    code, out, _ = graft("promote", "digits", "2", "--reason", "they were wrong")
-    assert (code, publish.versions(Path("export/digits"))) == (0, [1, 2])
-    assert aliases() == {"champion": 2, "previous": 1}
+    assert aliases() == {"champion": 1, "previous": 3}
+    code, out, _ = graft("models", "digits")
+    assert "rolled back" in out.splitlines()[1]
+    assert "customers complain" in out.splitlines()[1]
+    code, out, _ = graft("promote", "digits", "3", "--reason", "they were wrong")
+    assert (code, publish.versions(Path("export/digits"))) == (0, [1, 3])
+    assert aliases() == {"champion": 3, "previous": 1}
     code, out, _ = graft("models", "digits", "--json")
     assert json.loads(out)["versions"][0]["reason"] == "they were wrong"
+    code, out, _ = graft("promote", "digits", "2", "--reason", "the gate is too strict")
+    assert (code, publish.versions(Path("export/digits"))[-1]) == (0, champion().version)
+    assert champion().registered == 2
+    code, _, err = graft("rollback", "../digits", "--reason", "x")
+    assert (code, "letters, digits" in err) == (2, True)
     code, _, err = graft("promote", "digits", "9", "--reason", "x")
     assert (code, "has no version 9" in err) == (2, True)
     code, out, _ = graft("freeze-test", "config.yaml")
     assert (code, "test set 2" in out) == (0, True)
     code, out, _ = graft("run", "config.yaml")
-    assert (code, publish.versions(Path("export/digits"))) == (0, [1, 2])  # Past the gate nothing is published.
+    assert (code, publish.versions(Path("export/digits"))[-1]) == (0, champion().version)  # Not past the gate.
     code, _, err = graft("run", "--resume", str(champion().run_dir))
     assert (code, "has finished" in err) == (2, True)
 

@@ -1,5 +1,6 @@
 """The smoke test, against servers that answer as they are told, and against a real `graft serve`."""
 
+import base64
 import json
 import threading
 from contextlib import contextmanager
@@ -11,10 +12,14 @@ import pytest
 from pipeline import publish
 from pipeline.config import SmokeTest
 from pipeline.errors import ConfigError
-from pipeline.smoke import SmokeTestError, smoke_test
+from pipeline.judge import Known
+from pipeline.smoke import SmokeTestError, read_token, smoke_test
 from tests import serving
 
-PICTURES = [(b"one", {"ant": 0.9, "bee": 0.1}), (b"two", {"ant": 0.2, "bee": 0.8})]
+PICTURES = [
+    Known(picture="b25l", probabilities={"ant": 0.9, "bee": 0.1}),
+    Known(picture="dHdv", probabilities={"ant": 0.2, "bee": 0.8}),
+]
 RIGHT = {"predictions": [{"probabilities": [0.9, 0.1]}, {"probabilities": [0.2, 0.8]}]}
 
 
@@ -68,8 +73,9 @@ def endpoint(states, answer):
         server.server_close()
 
 
-def ask(url, version=3, pictures=PICTURES, **rules):
-    smoke_test(SmokeTest(url=url, **{"timeout_seconds": 30, **rules}), "ants", version, pictures)
+def ask(url, version=3, **given):
+    rules = SmokeTest(url=url, **{"timeout_seconds": 30, **given})
+    smoke_test(rules, read_token(rules), "ants", version, PICTURES)
 
 
 def refusal(states, answer=RIGHT, **rules):
@@ -82,7 +88,7 @@ def test_right_answers_pass():
     with endpoint([available(3, 2)], RIGHT) as (url, asked):
         ask(url)
     (_, status, headers, _), (_, predict, _, body) = asked
-    assert (status, predict) == ("/v1/models/ants", "/v1/models/ants:predict")
+    assert (status, predict) == ("/v1/models/ants", "/v1/models/ants/versions/3:predict")
     assert json.loads(body) == {"instances": [{"b64": "b25l"}, {"b64": "dHdv"}]}
     assert "Authorization" not in headers
 
@@ -142,9 +148,9 @@ def test_no_server():
         ([[0.9, 0.1], [0.8, 0.2]], "answers otherwise .* for test picture 2 a probability differs by 0.6"),
         ([[0.9, 0.1], [0.2, float("nan")]], "answers otherwise .* for test picture 2 a probability differs by nan"),
         ([[float("nan"), 0.1], [0.2, 0.8]], "answers otherwise .* for test picture 1 a probability differs by nan"),
-        ([[0.9, 0.1]], "cannot classify with version 3 of ants"),
-        ([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]], "cannot classify"),
-        ([["0.9", "0.1"], ["0.2", "0.8"]], "cannot classify"),
+        ([[0.9, 0.1]], "answers for version 3 of ants in another form"),
+        ([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]], "in another form"),
+        ([["0.9", "0.1"], ["0.2", "0.8"]], "in another form"),
     ],
     ids=["wrong", "not a number", "not a number first", "too few", "other classes", "words"],
 )
@@ -155,17 +161,17 @@ def test_an_endpoint_that_answers_otherwise(answer, said):
         raise error
 
 
-@pytest.mark.parametrize("answer", [500, {"error": "none"}, {"predictions": [0.9, 0.2]}, b"\0\0\0", [], b""])
-def test_an_endpoint_that_cannot_classify(answer):
-    error = refusal([available(3)], answer)
-    assert error.answered
-    assert "cannot classify with version 3 of ants: " in str(error)
+@pytest.mark.parametrize("answer", [503, {"error": "none"}, b"\0\0\0", [], b""])
+def test_an_endpoint_that_is_busy_or_broken_may_do_better(answer):
+    error = refusal([available(3)], answer, timeout_seconds=0.2)
+    assert not error.answered
 
 
 @pytest.mark.slow
 def test_a_real_endpoint_before_and_after_a_new_version(tmp_path):
-    from pipeline.judge import first_pictures  # Imports TensorFlow.
-    from tests.pieces import source, write_splits
+    import tensorflow as tf
+
+    from tests.exporting import encoded
 
     home, run_dir = tmp_path / "export" / "m", tmp_path / "run"
     run_dir.mkdir()
@@ -173,22 +179,25 @@ def test_a_real_endpoint_before_and_after_a_new_version(tmp_path):
     serving.tiny(tmp_path / "export", seed=1)
     (home / "1").rename(run_dir / "model")
     serving.tiny(tmp_path / "export", seed=2)
-    noise = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
-    known = source([(pixels, "ant", None) for pixels in noise])
-    write_splits(run_dir, known, ["test"] * 3)
-    pictures = first_pictures(run_dir, known, 2)
-    assert [list(expected) for _, expected in pictures] == [list(serving.CLASSES)] * 2
+    noise = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    answers = tf.saved_model.load(str(run_dir / "model")).signatures["pixels"](pixels=noise)["probabilities"].numpy()
+    pictures = [
+        Known(
+            picture=base64.b64encode(encoded(pixels)).decode(),
+            probabilities=dict(zip(serving.CLASSES, row.tolist(), strict=True)),
+        )
+        for pixels, row in zip(noise, answers, strict=True)
+    ]
 
     with serving.serving(tmp_path / "export", environment={"GRAFT_TOKEN": "secret-token"}) as server:
         server.ready()
-        (tmp_path / "token").write_text("secret-token")
         url = server.url.rstrip("/")
         with pytest.raises(SmokeTestError, match="401"):
-            smoke_test(SmokeTest(url=url, timeout_seconds=1), "m", 1, pictures)
-        rules = SmokeTest(url=url, timeout_seconds=1, token_file=str(tmp_path / "token"))
+            smoke_test(SmokeTest(url=url, timeout_seconds=1), None, "m", 1, pictures)
+        rules = SmokeTest(url=url, timeout_seconds=1)
         with pytest.raises(SmokeTestError, match="does not serve version 2 of m after 1 s"):
-            smoke_test(rules, "m", 2, pictures)
+            smoke_test(rules, "secret-token", "m", 2, pictures)
         with pytest.raises(SmokeTestError, match="answers otherwise than version 1"):
-            smoke_test(rules, "m", 1, pictures)
+            smoke_test(rules, "secret-token", "m", 1, pictures)
         publish.publish(run_dir / "model", home)
-        smoke_test(rules.model_copy(update={"timeout_seconds": 30}), "m", 2, pictures)
+        smoke_test(rules.model_copy(update={"timeout_seconds": 30}), "secret-token", "m", 2, pictures)

@@ -342,15 +342,18 @@ def _promote(job: Job, work: _Work) -> Outcome:
         with alone(work.home):
             champion = publish.champion(work.home)
             is_live = champion is not None and champion.run == run_dir.name
-            if (_registered(champion) != job.champion and not is_live) or _went_back(champion, run_dir):
-                # Somebody has promoted, or gone back, since: the gate has compared with another champion.
-                work.console.say("the champion has changed since the gate decided: the job begins anew")
-                _finish(work)
-                return _retrain(work)
-            version = work.registry.register(delivery.run_id, {})
-            champion = promotion.install(work.registry, work.home, version, run_dir / MODEL, reason, "gate")
+            # Somebody may have promoted, or gone back, since: the gate has compared with another champion.
+            overtaken = (_registered(champion) != job.champion and not is_live) or _went_back(champion, run_dir)
+            if not overtaken:
+                version = work.registry.register(delivery.run_id, {})
+                champion = promotion.install(work.registry, work.home, version, run_dir / MODEL, reason, "gate")
     except TrackingError as error:
         return work.ended("failed", f"will complete: the challenger is better ({reason}), but {error}", job.run_dir)
+    if overtaken:
+        work.console.say("the champion has changed since the gate decided: the job begins anew")
+        _finish(work)
+        return _retrain(work)
+    assert champion is not None
     if smoke is not None:
         try:
             smoke_test(smoke, token, work.config.name, champion.version, verdict.known)

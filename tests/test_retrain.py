@@ -281,7 +281,7 @@ def test_a_challenger_cannot_be_published_by_resuming_it(here, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             retrain.retrain(config(), QUIET)
     newest = max(Path("runs/digits").glob("*/run.json")).parent
-    with pytest.raises(ConfigError, match="is a challenger.*graft retrain"):
+    with pytest.raises(ConfigError, match=r"is a challenger.*graft retrain"):
         config_of(newest)
 
 

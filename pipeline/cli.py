@@ -1,5 +1,6 @@
 """What the commands share: how a mistake ends, how paths are shown, and the arguments that many of them take."""
 
+import errno
 import shutil
 import signal
 import sys
@@ -32,7 +33,9 @@ def errors_in_words() -> Iterator[None]:
     except OSError as error:
         if error.errno not in USERS_TO_MEND:
             raise
-        _print_error(f"{error.filename or 'The disk'}: {error.strerror}. Make room, or choose another output_dir.")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Make room" if full else "See to it that graft may write there"
+        _print_error(f"{error.filename or 'The disk'}: {error.strerror}. {remedy}, or choose another folder.")
         raise typer.Exit(1) from None
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("pipeline", "serving"):

@@ -296,10 +296,7 @@ def _compared(
     ]
     if rules.max_latency_ratio is not None:
         checks.append(_latency(old, new, rules.max_latency_ratio))
-    passed = (
-        f"{checks[0].finding}, and no class lost more than {100 * rules.max_class_drop:g} "
-        "points beyond chance"
-    )
+    passed = f"{checks[0].finding}, and no class lost more than {100 * rules.max_class_drop:g} points beyond chance"
     return Decision(
         promote=all(check.passed for check in checks), reason=_reason(new, passed, checks, rows), checks=checks, n=n,
         champion=old, challenger=new, gain=gain, gain_interval=gain_interval, only_challenger_right=only_new,

@@ -100,10 +100,10 @@ def guarded(
         clusters = [cluster for cluster in alike if len(cluster) > 1]
     _write(run_dir / CLUSTERS, splits, clusters)
     if clusters:
-        splits = _together(splits, clusters, frozen is not None, console)
+        splits = _together(splits, clusters, frozen is not None, run_dir / CLUSTERS, console)
     waiting = sum(item.reason == testset.WAITS for item in splits.held)
     if waiting:
-        console.say(f"{waiting} pictures wait for the next test set: graft freeze-test CONFIG")
+        console.say(f"new test pictures that wait for the next test set (graft freeze-test CONFIG): {waiting}")
     return splits, frozen or testset.of_splits(splits, version=1)
 
 
@@ -158,7 +158,7 @@ def _thumbnails(splits: Splits, spec: PixelSpec, store: Store | None, console: C
     return np.concatenate(tables)
 
 
-def _together(splits: Splits, clusters: list[list[str]], is_frozen: bool, console: Console) -> Splits:
+def _together(splits: Splits, clusters: list[list[str]], is_frozen: bool, path: Path, console: Console) -> Splits:
     """Each cluster in one split."""
     home: dict[str, Split] = {digest: split for split in splits.all for digest in split.digests}
     places: dict[str, SplitName] = {}
@@ -173,11 +173,11 @@ def _together(splits: Splits, clusters: list[list[str]], is_frozen: bool, consol
                     places[digest] = most
     labels = {digest: split.labels[row] for split in splits.all for row, digest in enumerate(split.digests)}
     if conflicts := sum(len({labels[digest] for digest in cluster}) > 1 for cluster in clusters):
-        console.warn(f"{conflicts} groups of pictures that show the same have different labels; see {CLUSTERS}")
+        console.warn(f"groups of pictures that show the same and have different labels: {conflicts}; see {path}")
     if places or held:
         console.say(
-            f"{len(clusters)} groups of pictures show the same: {len(places)} pictures go to a more held-out split, "
-            f"{len(held)} are left out, as they show what a test picture shows; see {CLUSTERS}"
+            f"groups of pictures that show the same: {len(clusters)}; moved to a more held-out split: {len(places)}; "
+            f"left out, as they show what a test picture shows: {len(held)}; see {path}"
         )
     return splits.moved(places, held)
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from pipeline.cli import ConfigPath, Overrides, errors_in_words, graft, out, shown, stop_in_order
+from pipeline.cli import ConfigPath, Overrides, errors_in_words, graft, shown, stop_in_order
 from pipeline.config import NAME_PATTERN
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrackingError
@@ -65,8 +63,8 @@ def retrain(
         outcome = job(loaded, Console())
         print(f"{loaded.name}: {outcome.outcome}")
         print(f"why         {outcome.reason}")
-        if outcome.champion is not None:
-            print(f"champion    {shown(Path(loaded.export.dir).resolve() / loaded.name / str(outcome.champion))}")
+        if outcome.served is not None:
+            print(f"champion    version {outcome.champion}, {shown(Path(outcome.served))}")
         if outcome.gate is not None:
             print(f"gate        {shown(Path(outcome.gate))}")
         if as_json:
@@ -114,21 +112,25 @@ def models(
             print(json.dumps({"versions": [asdict(row) for row in rows], "history": history}, default=str))
             return
         if not rows:
-            raise ConfigError(f"There is no model {name!r}. Names: {', '.join(registry.names(uri)) or 'none'}.")
-        table = Table("version", "", "made", "data", "test accuracy", "promoted", "why", box=None, header_style="bold")
+            names = ", ".join(registry.names(uri)) or "none"
+            raise ConfigError(f"No version of {name!r} is registered. Names in the registry: {names}.")
+        print(f"{'version':<9}{'':<22}{'made':<18}{'data':<10}test accuracy")
         for row in rows:
             accuracy = "" if row.accuracy is None else f"{row.accuracy:.3f}"
             if row.accuracy_low is not None and row.accuracy_high is not None:
                 accuracy += f" ({row.accuracy_low:.3f} to {row.accuracy_high:.3f})"
-            why = [f"refused: {row.refused}"] if row.refused else []
-            why += [f"{row.decided_by}: {row.reason}"] if row.reason else []
-            why += [f"rolled back {row.rolled_back}"] if row.rolled_back else []
-            table.add_row(
-                str(row.number), ", ".join(row.aliases), f"{row.created_at:%Y-%m-%d %H:%M}", row.data_digest or "",
-                accuracy, f"{row.promoted_at[:16].replace('T', ' ')}" if row.promoted_at else "",
-                escape("; ".join(why)),
-            )  # fmt: skip
-        out().print(table)
+            known = [*row.aliases]
+            if row.export_version not in (None, str(row.number)):
+                known.append(f"served as {row.export_version}")
+            made = f"{row.created_at:%Y-%m-%d %H:%M}"
+            print(f"{row.number:<9}{', '.join(known):<22}{made:<18}{row.data_digest or '':<10}{accuracy}")
+            if row.refused:
+                print(f"         refused: {row.refused}")
+            if row.promoted_at:
+                when = row.promoted_at[:16].replace("T", " ")
+                print(f"         promoted {when} by {row.decided_by}: {row.reason}")
+            if row.rolled_back:
+                print(f"         rolled back {row.rolled_back}")
 
 
 def promote(
@@ -184,6 +186,9 @@ def freeze_test(config: ConfigPath, overrides: Overrides = None) -> None:
 
         loaded = load(config, overrides)
         before, after = refreeze(loaded, Console())
+        if before == after:
+            print(f"{loaded.name}: no picture has come or gone, so test set {before.version} stays")
+            return
         new, gone = len(after.digests - before.digests), len(before.digests - after.digests)
         print(
             f"{loaded.name}: test set {after.version} has {len(after.pictures)} pictures, {new} of them new; {gone} of "
@@ -192,15 +197,19 @@ def freeze_test(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 def watch(
-    export: Annotated[Path, typer.Argument(metavar="EXPORT", help="A model as it is served: EXPORT/NAME/VERSION.")],
+    export: Annotated[
+        Path, typer.Argument(metavar="EXPORT", help="A model as it is served: EXPORT/NAME, or EXPORT/NAME/VERSION.")
+    ],
     samples: Annotated[Path, typer.Option(metavar="DIR", help="As given to graft serve --samples.")],
     as_json: Json = False,
 ) -> None:
     """Compare what the endpoint is asked with the data a model comes from. Exit code 3 says that it drifted."""
     with errors_in_words():
+        from pipeline import publish
         from pipeline.drift import watch as compare
 
-        drift = compare(export, samples, seed=0)
+        versions = publish.versions(export)
+        drift = compare(export / str(versions[-1]) if versions else export, samples, seed=0)
         print(drift.sentence)
         if as_json:
             print(drift.model_dump_json())

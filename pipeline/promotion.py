@@ -84,13 +84,13 @@ def install(registry: Registry, home: Path, version: Version, model: Path, reaso
 
 
 def go_back(home: Path, reason: str) -> Champion:
-    """Has servers serve the version before the champion again; going back twice is where one was.
+    """Has servers serve the version before the champion again.
 
     Where a promotion or a rollback was cut short, and the champion is not what is served, it is gone back to that.
     MLflow is not asked: a bad version may go while it is away. `agree` tells it.
 
     Raises:
-        ConfigError: there is no champion, or none before it that is still there.
+        ConfigError: there is no champion, or none before it that is still there, or that was itself gone back from.
     """
     now = publish.champion(home)
     if now is not None and publish.folder_of(home, now.version) and publish.versions(home)[-1:] != [now.version]:
@@ -102,7 +102,13 @@ def go_back(home: Path, reason: str) -> Champion:
             f"There is nothing to go back to below {home}: {what}. graft models {home.name} lists the versions, and "
             f"graft promote {home.name} VERSION promotes any of them."
         )
-    rejected = [item for item in now.rejected if item.registered != now.previous.registered]
+    for item in now.rejected:
+        if item.registered == now.previous.registered:
+            raise ConfigError(
+                f"The version before, {item.registered}, was gone back from: {item.reason}. Version {now.registered} "
+                f"stays. To serve another one: graft promote {home.name} VERSION"
+            )
+    rejected = list(now.rejected)
     rejected.append(Rejected(registered=now.registered, run=now.run, reason=reason))
     back = now.previous.model_copy(
         update={"since": _now(), "reason": reason, "previous": _last(now), "rejected": tuple(rejected[-MOST_REJECTED:])}

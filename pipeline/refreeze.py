@@ -51,10 +51,11 @@ def _refreeze(config: RunConfig, console: Console) -> tuple[FrozenTest, FrozenTe
     model = None if champion is None else publish.folder_of(home, champion.version)
     if model is not None and (model / LEARNED_FROM).is_file():
         learned = contents.learned(model / LEARNED_FROM)
-    now = testset.of_splits(splits, before.version + 1)
-    now = now.model_copy(update={"pictures": [p for p in now.pictures if p.sha256 not in learned]})
-    if len(now.pictures) < len(splits.test):
-        console.say(f"{len(splits.test) - len(now.pictures)} pictures stay out: the champion has learned from them")
+    now = testset.of_splits(testset.separated(splits, before, wait=False), before.version + 1)
+    out = now.digests & learned
+    now = now.model_copy(update={"pictures": [p for p in now.pictures if p.sha256 not in out]})
+    if out:
+        console.say(f"{len(out)} pictures stay out: the champion has learned from them")
     if not now.pictures:
         raise DataError("The champion has learned from every picture of the test split. Add pictures to it.")
     if now.digests == before.digests:

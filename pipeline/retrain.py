@@ -38,7 +38,7 @@ from pipeline.smoke import SmokeTestError, read_token, smoke_test
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 from pipeline.testset import FrozenTest
-from pipeline.tracking import Tracker, deliver, is_delivered, resolve_uri, sync
+from pipeline.tracking import Tracker, deliver, is_delivered, redirect, resolve_uri, sync
 
 Ending = Literal["nothing to do", "refused", "promoted", "failed"]
 
@@ -50,7 +50,8 @@ class Outcome(Record):
         outcome: one of four.
         reason: why, in a sentence.
         name: of the model.
-        champion: its version as served, after the job; None where there is none.
+        champion: its version in the registry, after the job; None where there is none.
+        served: the champion's folder.
         run_dir: the challenger's run; None where none was trained.
         gate: the page with the gate's decision.
         gain, gain_low, gain_high: the challenger's accuracy less the champion's, with its 95 % interval.
@@ -60,6 +61,7 @@ class Outcome(Record):
     reason: str
     name: str
     champion: int | None = None
+    served: str | None = None
     run_dir: str | None = None
     gate: str | None = None
     gain: float | None = None
@@ -130,7 +132,7 @@ class _Work:
             gain, (low, high) = decision.gain, decision.gain_interval
         return Outcome(
             outcome=outcome, reason=reason, name=self.config.name,
-            champion=None if champion is None else champion.version,
+            champion=_registered(champion), served=None if champion is None else str(self.home / str(champion.version)),
             run_dir=run_dir, gate=page, gain=gain, gain_low=low, gain_high=high,
         )  # fmt: skip
 
@@ -183,6 +185,8 @@ def _retrain(work: _Work) -> Outcome:
         if job.step == "train":
             _train(job, work, champion, source.classes)
             job = _step(job, "judge", work)
+        if _registered(publish.champion(work.home)) != job.champion:
+            return _begin_anew(work)
         decision = _judge(job, work, champion, source)
         if not decision.promote:
             Refused(job=job, reason=decision.reason).write(work.folder / "refused.json")
@@ -216,13 +220,13 @@ def _look(
     model = publish.folder_of(work.home, champion.version)
     if model is None:
         raise DataError(
-            f"The champion, version {champion.version}, is not in {work.home} any more, so no challenger can be "
+            f"The champion, version {champion.registered}, is not in {work.home} any more, so no challenger can be "
             "compared with it. Put its folder back, or promote another version: graft promote NAME VERSION."
         )
     if not (model / LEARNED_FROM).is_file():
-        return f"nobody knows what version {champion.version} was trained on", True
+        return f"nobody knows what version {champion.registered} was trained on", True
     change = present.since(contents.read_list(model / LEARNED_FROM))
-    since = f"{change} since version {champion.version}"
+    since = f"{change} since version {champion.registered}"
     if when.changed and change:
         return since, True
     if when.new_images is not None and change.added >= when.new_images:
@@ -231,7 +235,7 @@ def _look(
     if when.older_than is not None:
         age = datetime.now(UTC) - datetime.fromisoformat(manifest.created_at)
         if age.total_seconds() >= seconds(when.older_than):
-            return f"version {champion.version} is {age.days} days old, more than {when.older_than}", True
+            return f"version {champion.registered} is {age.days} days old, more than {when.older_than}", True
     if when.drift is not None:
         from pipeline.drift import watch
 
@@ -293,14 +297,15 @@ def _judge(job: Job, work: _Work, champion: Champion | None, source: Source) -> 
     if champion is not None:
         model = publish.folder_of(work.home, champion.version)
         assert model is not None, "looked for before the training"
-        against = f"version {champion.version}", model
+        against = f"version {champion.registered}", model
     config = work.config
     result = judge(run_dir, against, source, len(frozen.pictures), config.gate, config.seed, work.console)
     job.write(run_dir / "job.json")
     result.verdict.write(run_dir / "gate.json")
     gate_page.write(run_dir / "gate.html", result.verdict.decision, result.flips, _facts(result.verdict, frozen, job))
     _tell_mlflow(run_dir, result.verdict, work)
-    work.console.say(result.verdict.decision.reason)
+    if result.verdict.missing:
+        work.console.warn(f"{result.verdict.missing} pictures of the frozen test set are no longer in the data")
     return result.verdict.decision
 
 
@@ -337,12 +342,12 @@ def _promote(job: Job, work: _Work) -> Outcome:
     reason = verdict.decision.reason
     token = None if smoke is None else read_token(smoke)  # Before anything is served.
     try:
+        redirect(run_dir, resolve_uri(work.config))
         delivery = deliver(run_dir, work.console)
         work.lock.check()
         with alone(work.home):
             champion = publish.champion(work.home)
             is_live = champion is not None and champion.run == run_dir.name
-            # Somebody may have promoted, or gone back, since: the gate has compared with another champion.
             overtaken = (_registered(champion) != job.champion and not is_live) or _went_back(champion, run_dir)
             if not overtaken:
                 version = work.registry.register(delivery.run_id, {})
@@ -350,9 +355,7 @@ def _promote(job: Job, work: _Work) -> Outcome:
     except TrackingError as error:
         return work.ended("failed", f"will complete: the challenger is better ({reason}), but {error}", job.run_dir)
     if overtaken:
-        work.console.say("the champion has changed since the gate decided: the job begins anew")
-        _finish(work)
-        return _retrain(work)
+        return _begin_anew(work)
     assert champion is not None
     if smoke is not None:
         try:
@@ -362,6 +365,13 @@ def _promote(job: Job, work: _Work) -> Outcome:
     _finish(work)
     _retain(work)
     return work.ended("promoted", reason, job.run_dir)
+
+
+def _begin_anew(work: _Work) -> Outcome:
+    """Somebody has promoted, or gone back, during the job: its challenger was made for another champion."""
+    work.console.say("the champion has changed since the job began: it begins anew")
+    _finish(work)
+    return _retrain(work)
 
 
 def _take_back(job: Job, work: _Work, champion: Champion, error: SmokeTestError) -> Outcome:
@@ -408,6 +418,7 @@ def _deliver_earlier(work: _Work) -> None:
             store = RunRecord.read(path).tracking_uri
             if store not in away and not is_delivered(path.parent):
                 try:
+                    redirect(path.parent, resolve_uri(work.config))
                     sync(path.parent, work.console)
                 except TrackingError as error:
                     work.console.warn(str(error))

@@ -99,15 +99,20 @@ def of_splits(splits: Splits, version: int) -> FrozenTest:
     return FrozenTest.of(version, list(pictures.values()))
 
 
-def separated(splits: Splits, test_set: FrozenTest) -> Splits:
-    """The splits with exactly the frozen pictures that are there as test split.
+def separated(splits: Splits, test_set: FrozenTest, wait: bool = True) -> Splits:
+    """The splits with the frozen pictures that are there as test split, wherever the data puts them now.
+
+    Args:
+        splits: as the data and the pictures' content have it.
+        test_set: the frozen pictures.
+        wait: whether other pictures of the test split are taken out of it.
 
     Raises:
         DataError: none of them is there any more.
     """
     digests = test_set.digests
     places = {digest: "test" for split in splits.all for digest in split.digests if digest in digests}
-    held = {digest: WAITS for digest in splits.test.digests if digest not in digests}
+    held = {digest: WAITS for digest in splits.test.digests if wait and digest not in digests}
     if not places:
         raise DataError(
             f"None of the {len(digests)} pictures of the frozen test set (version {test_set.version}) is in the data "

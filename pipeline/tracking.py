@@ -57,6 +57,8 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # A uv.lock where graft happens to be started has nothing to do with what the model needs.
     "MLFLOW_UV_AUTO_DETECT": "false",
+    # Standard output is ours.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 _FIRST_WAIT_S = 30.0
@@ -345,6 +347,23 @@ def sync(run_dir: Path, console: Console) -> Delivery:
     if record.status != "running":
         record.model_copy(update={"mlflow_run_id": delivery.run_id}).write(path)
     return delivery
+
+
+def redirect(run_dir: Path, uri: str) -> None:
+    """Has a run that MLflow has not heard of delivered to another address, as the one it began with may be wrong."""
+    journal = run_dir / JOURNAL
+    if not journal.is_file():
+        return
+    with _alone(journal):
+        lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
+        if not lines or not lines[0].endswith("\n") or _read_state(run_dir).run_id is not None:
+            return
+        header = json.loads(lines[0])
+        if header["uri"] == uri:
+            return
+        lines[0] = json.dumps(header | {"uri": uri}) + "\n"
+        write_atomically(journal, "".join(lines), durable=True)
+        journal.chmod(0o600)
 
 
 def is_delivered(run_dir: Path) -> bool:

@@ -111,15 +111,19 @@ def test_an_old_version_is_promoted_from_where_it_lies(world):
     assert served(world.home) == "run-4"
 
 
-def test_going_back_twice_is_where_one_was(world):
+def test_what_was_gone_back_from_comes_back_only_by_a_promotion(world):
     for number in (1, 2, 3):
         install(world, number)
-    for expected in (2, 3, 2, 3):
-        back = promotion.go_back(world.home, "let us see")
-        assert (back.registered, served(world.home)) == (expected, f"run-{expected}")
+    back = promotion.go_back(world.home, "let us see")
+    assert (back.registered, back.reason, served(world.home)) == (2, "let us see", "run-2")
+    assert [(item.registered, item.run, item.reason) for item in back.rejected] == [(3, "run-3", "let us see")]
+    with pytest.raises(ConfigError, match=r"The version before, 3, was gone back from: let us see\. Version 2 stays"):
+        promotion.go_back(world.home, "once more")
+    assert served(world.home) == "run-2"
+    assert install(world, 3).rejected == ()
+    assert served(world.home) == "run-3"
     agree(world)
     assert aliases(world) == [3, 2]
-    assert publish.champion(world.home).reason == "let us see"
 
 
 def test_going_back_needs_no_registry_which_is_told_later(world):
@@ -294,7 +298,6 @@ CASES = {
     "published by a plain run": (plain, lambda world: install(world, 4)),
     "go back": (two, lambda world: promotion.go_back(world.home, "worse")),
     "go back over others": (plain, lambda world: promotion.go_back(world.home, "worse")),
-    "go forth": (rolled_back, lambda world: promotion.go_back(world.home, "not worse")),
     "undo": (third, lambda world: promotion.undo(world.home, THIRD)),
     "undo the first": (lambda world: install(world, 3), lambda world: promotion.undo(world.home, THIRD)),
     "agree": (rolled_back, lambda world: promotion.agree(world.registry, world.home, Heard())),

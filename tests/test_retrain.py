@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -357,15 +358,17 @@ def test_the_commands(here):
     assert (code, "export/digits/3" in out) == (0, True)
     code, out, _ = graft("models", "digits")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:]] == ["3", "2", "1"]
-    assert ["champion" in line for line in out.splitlines()[1:]] == [True, False, False]
-    assert "refused: the gain over version 1 is" in out.splitlines()[2]
+    versions = [line for line in out.splitlines()[1:] if not line.startswith(" ")]
+    assert [line.split()[0] for line in versions] == ["3", "2", "1"]
+    assert ["champion" in line for line in versions] == [True, False, False]
+    assert "  refused: the gain over version 1 is" in out
     code, out, _ = graft("rollback", "digits", "--reason", "customers complain")
     assert (code, publish.versions(Path("export/digits"))) == (0, [1])
     assert aliases() == {"champion": 1, "previous": 3}
     code, out, _ = graft("models", "digits")
-    assert "rolled back" in out.splitlines()[1]
-    assert "customers complain" in out.splitlines()[1]
+    assert re.search(r"rolled back [-\d]+ [:\d]+: customers complain", out)
+    assert graft("rollback", "digits", "--reason", "once more")[0] == 2
+    assert publish.versions(Path("export/digits")) == [1]
     code, out, _ = graft("promote", "digits", "3", "--reason", "they were wrong")
     assert (code, publish.versions(Path("export/digits"))) == (0, [1, 3])
     assert aliases() == {"champion": 3, "previous": 1}

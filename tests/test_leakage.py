@@ -94,7 +94,9 @@ def test_copies_of_a_frozen_test_picture_are_left_out(tmp_path):
     assert places(after) == places(case.splits) | moved
     assert set(after.test.digests) == {digest(6), digest(7)}
     assert [numbers for numbers, _ in listed(tmp_path)] == [[0, 10], [6, 8, 9]]
-    assert any("2 groups" in line and "1 pictures go" in line and "2 are left out" in line for line in console.said)
+    said = next(line for line in console.said if line.startswith("groups of pictures that show the same: 2; "))
+    assert "more held-out split: 1; " in said
+    assert "picture shows: 2; " in said
 
 
 def test_a_picture_that_waits_takes_no_other_with_it(tmp_path):
@@ -103,7 +105,7 @@ def test_a_picture_that_waits_takes_no_other_with_it(tmp_path):
     after, _ = case.guarded(tmp_path, frozen(6, 7, 8), console)
     assert places(after) == places(case.splits) | {digest(9): WAITS, digest(0): LIKE_TEST}
     assert [numbers for numbers, _ in listed(tmp_path)] == [[0, 8]]
-    assert "1 pictures wait for the next test set: graft freeze-test CONFIG" in console.said
+    assert "new test pictures that wait for the next test set (graft freeze-test CONFIG): 1" in console.said
 
 
 def test_a_frozen_picture_that_belongs_elsewhere_by_now_is_tested_on(tmp_path):
@@ -119,7 +121,8 @@ def test_conflicting_labels_are_listed(tmp_path):
     assert console.warned == []
     Case((1, "train"), (2, "train")).guarded(tmp_path, console=console)
     assert listed(tmp_path) == [([1, 8], "labelled ant and bee"), ([2, 9], "labelled ant and bee")]
-    assert console.warned == ["2 groups of pictures that show the same have different labels; see near-duplicates.csv"]
+    (said,) = console.warned
+    assert said.startswith("groups of pictures that show the same and have different labels: 2; see ")
 
 
 def test_where_near_duplicates_are_ignored_only_the_frozen_set_counts(tmp_path):

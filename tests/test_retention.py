@@ -119,7 +119,7 @@ def test_the_champion_its_predecessor_and_their_runs_stay_however_old(life):
     promotion.go_back(life.home, "worse")
     life.retain()
     assert life.left == ([1, 2, 6, 7], [1, 2], [1, 2, 6, 7])
-    assert promotion.go_back(life.home, "not worse").registered == 2
+    assert publish.folder_of(life.home, 2) is not None  # Withdrawn, and kept.
 
 
 def test_a_version_that_was_served_once_goes_also_where_it_was_withdrawn(life):

@@ -14,6 +14,7 @@ from PIL import Image
 from pipeline import config_file, recording
 from pipeline.artifacts import RunRecord, read_manifest
 from pipeline.backbones.contracts import CONTRACTS
+from pipeline.checkpoint import Checkpoints
 from pipeline.errors import ConfigError, DataError, ExportError, WeightsError
 from pipeline.evaluate import Report
 from pipeline.run import run
@@ -91,6 +92,49 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(h
     assert first.keys() == again.keys()
     assert all(np.array_equal(first[key], again[key]) for key in first)
     assert not all(np.array_equal(first[key], other[key]) for key in first)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_for_bit(here, monkeypatch):
+    config = digits("checkpoint.every=7", "data.augment.rotation=10", "head.dropout=0.2")
+    whole = run(config, QUIET)
+    calls = []
+
+    def write(self, *arguments, real=Checkpoints.write):
+        calls.append(self)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, QUIET)
+    (stopped,) = [path.parent for path in Path("runs").glob("*/*/run.json") if RunRecord.read(path).status == "killed"]
+    resumed = run(recording.config_of(stopped), QUIET, stopped)
+    assert (resumed.run_dir, resumed.status) == (str(stopped.resolve()), "finished")
+    expected, found = weights_of(whole), weights_of(resumed)
+    assert all(np.array_equal(expected[key], found[key]) for key in expected)
+    assert resumed.metrics == whole.metrics
+    client = connect(resumed.tracking_uri)
+    assert client.get_run(resumed.mlflow_run_id).info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(resumed.mlflow_run_id, "train/loss")] == [1, 2]
+    assert not (stopped / "checkpoint").exists()
+    with pytest.raises(ConfigError, match="has finished: there is nothing to resume"):
+        recording.config_of(stopped)
+
+
+@pytest.mark.slow
+def test_a_run_whose_data_changed_does_not_go_on(here, monkeypatch):
+    config = small(here)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(config, QUIET)
+    (stopped,) = [path.parent for path in Path("runs").glob("*/*/run.json")]
+    next((here / "pictures" / "red").iterdir()).unlink()
+    with pytest.raises(DataError, match="cannot go on: the data has changed"):
+        run(recording.config_of(stopped), QUIET, stopped)
 
 
 @pytest.mark.slow

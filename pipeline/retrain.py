@@ -164,6 +164,10 @@ def retrain(config: RunConfig, console: Console) -> Outcome:
 def _retrain(work: _Work) -> Outcome:
     _deliver_earlier(work)
     job = _unfinished(work)
+    if job is not None and job.step != "train" and not (Path(job.run_dir) / MODEL / "manifest.json").is_file():
+        work.console.warn(f"The challenger {job.run_dir} has gone, so the job begins anew.")
+        _finish(work)
+        job = None
     if job is None or job.step != "promote":
         source = open_source(work.config.data)
         present = contents.read(source, work.console)
@@ -445,7 +449,7 @@ def _step(job: Job, step: Literal["judge", "promote"], work: _Work) -> Job:
 
 
 def _finish(work: _Work) -> None:
-    (work.folder / "retrain.json").unlink()
+    (work.folder / "retrain.json").unlink(missing_ok=True)
 
 
 def _went_back(champion: Champion | None, run_dir: Path) -> bool:

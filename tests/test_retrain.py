@@ -185,6 +185,16 @@ def stop_at(patch, module, name, call):
     patch.setattr(module, name, wrapped)
 
 
+def test_a_challenger_that_somebody_removed_is_made_again(here, monkeypatch):
+    more(here)
+    with monkeypatch.context() as patch:
+        stop_at(patch, Registry, "register", 1)
+        with pytest.raises(KeyboardInterrupt):
+            retrain.retrain(config(), QUIET)
+    shutil.rmtree(max(Path("runs/digits").glob("*/run.json")).parent)
+    assert retrain.retrain(config(), QUIET).outcome == "promoted"
+
+
 def test_a_training_that_the_data_overtook_is_given_up(here, monkeypatch):
     more(here)
     with monkeypatch.context() as patch:

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import ConfigPath, Overrides, errors_in_words, graft, shown, stop_in_order
-from pipeline.config import NAME_PATTERN
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrackingError
 
@@ -29,6 +28,8 @@ Json = Annotated[bool, typer.Option("--json", help="End standard output with one
 
 def _checked(name: str) -> str:
     """It becomes a part of paths."""
+    from pipeline.config import NAME_PATTERN
+
     if not re.fullmatch(NAME_PATTERN, name):
         raise typer.BadParameter("a model's name has letters, digits, dots, dashes and underscores only")
     return name

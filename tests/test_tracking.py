@@ -489,7 +489,7 @@ def test_a_server_that_comes_and_goes_has_everything_once(
 
     with mlflow_server(run_dir.parent, port) as server:
         delivery = deliver(run_dir, Console())
-        assert (delivery.run_id, delivery.uri, delivery.records) == (tracker.run_id, server, 5)
+        assert (delivery.run_id, delivery.uri, delivery.records) == (tracker.run_id, server, 6)
         assert_delivered_once(run_dir, server)
         assert deliver(run_dir, Console()).records == 0
         (run_dir / STATE).unlink()

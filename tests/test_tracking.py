@@ -493,7 +493,7 @@ def test_a_server_that_comes_and_goes_has_everything_once(
         assert_delivered_once(run_dir, server)
         assert deliver(run_dir, Console()).records == 0
         (run_dir / STATE).unlink()
-        assert deliver(run_dir, Console()).records == 10
+        assert deliver(run_dir, Console()).records == 11
         assert_delivered_once(run_dir, server)
 
 

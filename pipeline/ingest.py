@@ -25,7 +25,7 @@ from pipeline.errors import DataError
 from pipeline.parallel import WORKERS, in_order
 from pipeline.pixels import BadImage, PixelSpec, decode
 from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName
-from pipeline.splits import Quarantined, Split, Splits, check_splits
+from pipeline.splits import LeftOut, Split, Splits, check_splits
 
 
 class Known(Protocol):
@@ -79,7 +79,7 @@ def ingest(
     pictures = _without_contradictions(read)
     good = [picture for picture in pictures if picture.reason is None]
     quarantine = tuple(
-        Quarantined(picture.name, picture.reason, picture.label, picture.digest)
+        LeftOut(picture.name, picture.label, picture.digest, picture.reason)
         for picture in pictures
         if picture.reason is not None
     )
@@ -146,7 +146,7 @@ def mean_image(split: Split) -> np.ndarray:
     return _mean(split).astype(np.float32)
 
 
-def write_quarantine(path: Path, quarantine: Iterable[Quarantined]) -> None:
+def write_quarantine(path: Path, quarantine: Iterable[LeftOut]) -> None:
     """Writes a CSV file with the columns path, reason."""
     _write_csv(path, ("path", "reason"), ((item.name, item.reason) for item in quarantine))
 
@@ -159,9 +159,8 @@ def write_splits(path: Path, splits: Splits) -> None:
         for split in splits.all
         for name, label, digest in zip(split.names, split.labels, split.digests, strict=True)
     )
-    held = ((item.name, item.label, "", item.digest, item.reason) for item in splits.held)
-    bad = ((item.name, item.label, "", item.digest, item.reason) for item in splits.quarantine)
-    _write_csv(path, ("path", "label", "split", "sha256", "reason"), chain(rows, held, bad))
+    out = ((item.name, item.label, "", item.digest, item.reason) for item in splits.held + splits.quarantine)
+    _write_csv(path, ("path", "label", "split", "sha256", "reason"), chain(rows, out))
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -247,7 +246,7 @@ def _without_contradictions(pictures: list[_Picture]) -> list[_Picture]:
     ]
 
 
-def _check_quarantine(quarantine: tuple[Quarantined, ...], count: int, data: Data, list_file: Path) -> None:
+def _check_quarantine(quarantine: tuple[LeftOut, ...], count: int, data: Data, list_file: Path) -> None:
     if count == 0:
         raise DataError("The data has no pictures of the classes asked for.")
     if len(quarantine) == count:
@@ -260,7 +259,7 @@ def _check_quarantine(quarantine: tuple[Quarantined, ...], count: int, data: Dat
         )
 
 
-def _commonest(quarantine: tuple[Quarantined, ...]) -> str:
+def _commonest(quarantine: tuple[LeftOut, ...]) -> str:
     reasons = Counter(item.reason for item in quarantine)
     shown = [f"{reason} ({number})" for reason, number in reasons.most_common(3)]
     return "; ".join(shown) + ("" if len(reasons) <= 3 else f"; {len(reasons) - 3} other reasons")

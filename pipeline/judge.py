@@ -113,7 +113,7 @@ def judge(
         DataError: a test picture is gone or has changed since the run, or the champion has learned from all of them.
         ExportError: a model cannot be read.
     """
-    test = _test_rows(run_dir)
+    test, alike = _test_rows(run_dir), _clusters(run_dir)
     models = [_Model("the challenger", run_dir / MODEL)]
     if champion is not None:
         models.append(_Model(*champion))
@@ -138,7 +138,7 @@ def judge(
 
     leak, clean = None, np.ones(len(test), bool)
     if champion is not None:
-        clean = ~_learned(test, champion[1], run_dir)
+        clean = ~_learned(test, champion[1], alike)
         if not clean.all():
             right = scores[1].argmax(axis=1) == labels
             leak = Leak(
@@ -150,8 +150,8 @@ def judge(
             if not clean.any():
                 raise DataError(f"{leak.sentence} Freeze another test set: graft freeze-test CONFIG.")
     # Of test pictures that show the same, the first speaks for all: the gate's statistics ask for independent ones.
-    repeated = int((clean & _repeated(test, run_dir)).sum())
-    clean &= ~_repeated(test, run_dir)
+    repeated = clean & _repeated(test, alike)
+    clean &= ~repeated
     challenger, *others = [Answers(a.name, a.probabilities[clean], a.latency_ms) for a in answers]
     old = next(iter(others), None)
     decision = decide(old, challenger, labels[clean], classes, rules, seed)
@@ -159,7 +159,7 @@ def judge(
         decision=decision,
         leak=leak,
         missing=frozen - len({row["sha256"] for row in test}),
-        repeated=repeated,
+        repeated=int(repeated.sum()),
         known=[
             Known(
                 picture=base64.b64encode(data).decode(),
@@ -232,20 +232,19 @@ def _latencies(models: list[_Model], encoded: list[bytes]) -> list[float]:
     return [statistics.median(taken[1:]) for taken in times]  # In the first call, much is set up.
 
 
-def _learned(test: list[dict[str, str]], champion: Path, run_dir: Path) -> np.ndarray:
+def _learned(test: list[dict[str, str]], champion: Path, alike: list[dict[str, str]]) -> np.ndarray:
     """bool [N]: whether the champion has learned from, or was tuned on, a test picture or a near duplicate of it."""
     known: set[str] = set()
     if (champion / LEARNED_FROM).is_file():
         known = contents.learned(champion / LEARNED_FROM)
-    alike = _clusters(run_dir)
     tainted = {row["cluster"] for row in alike if row["sha256"] in known}
     learned = known | {row["sha256"] for row in alike if row["cluster"] in tainted}
     return np.array([row["sha256"] in learned for row in test])
 
 
-def _repeated(test: list[dict[str, str]], run_dir: Path) -> np.ndarray:
+def _repeated(test: list[dict[str, str]], alike: list[dict[str, str]]) -> np.ndarray:
     """bool [N]: whether a test picture shows the same as one before it."""
-    cluster = {row["sha256"]: row["cluster"] for row in _clusters(run_dir)}
+    cluster = {row["sha256"]: row["cluster"] for row in alike}
     shown = [cluster.get(row["sha256"], row["sha256"]) for row in test]
     first = np.unique(shown, return_index=True)[1]
     return ~np.isin(np.arange(len(test)), first)

@@ -104,13 +104,14 @@ def models(
 
         uri = _uri(output_dir)
         if name is None:
-            found = registry.names(uri)
-            print(json.dumps({"names": found}) if as_json else "\n".join(found) or "no model is registered")
+            known = registry.names(uri)
+            print(json.dumps({"names": known}) if as_json else "\n".join(known) or "no model is registered")
             return
         client = registry.Registry(uri, name)
-        rows, history = registry.table(client), client.history()
+        rows = registry.table(client)
         if as_json:
-            print(json.dumps({"versions": [asdict(row) for row in rows], "history": history}, default=str))
+            found = {"versions": [asdict(row) for row in rows], "history": client.history()}
+            print(json.dumps(found, default=str))
             return
         if not rows:
             names = ", ".join(registry.names(uri)) or "none"
@@ -120,11 +121,11 @@ def models(
             accuracy = "" if row.accuracy is None else f"{row.accuracy:.3f}"
             if row.accuracy_low is not None and row.accuracy_high is not None:
                 accuracy += f" ({row.accuracy_low:.3f} to {row.accuracy_high:.3f})"
-            known = [*row.aliases]
+            marks = [*row.aliases]
             if row.export_version not in (None, str(row.number)):
-                known.append(f"served as {row.export_version}")
+                marks.append(f"served as {row.export_version}")
             made = f"{row.created_at:%Y-%m-%d %H:%M}"
-            print(f"{row.number:<9}{', '.join(known):<22}{made:<18}{row.data_digest or '':<10}{accuracy}")
+            print(f"{row.number:<9}{', '.join(marks):<22}{made:<18}{row.data_digest or '':<10}{accuracy}")
             if row.refused:
                 print(f"         refused: {row.refused}")
             if row.promoted_at:

@@ -304,7 +304,7 @@ class Recording:
         )
         for path in sorted(path for pattern in _LOGGED for path in self.run_dir.glob(pattern)):
             self._tracker.artifact(path)
-        self._tracker.model(self.model_dir, self._config.name, example=self._example())
+        self._tracker.model(self.model_dir, example=self._example())
         if not self.record.challenger:  # Else the gate has its say first.
             self._tracker.version(self._config.name, self._version_tags())
 

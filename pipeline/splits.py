@@ -17,18 +17,8 @@ from pipeline.sources.base import SPLIT_NAMES, Source, SplitName, listed
 
 
 @dataclass(frozen=True)
-class Quarantined:
-    """A picture that is left out, and why. Without a digest where it cannot even be read."""
-
-    name: str
-    reason: str
-    label: str = ""
-    digest: str = ""
-
-
-@dataclass(frozen=True)
-class Held:
-    """A good picture that is in no split now, and why."""
+class LeftOut:
+    """A picture that is in no split, and why. Its digest is empty where it cannot even be read."""
 
     name: str
     label: str
@@ -127,20 +117,20 @@ class Splits:
         train: what weights and means are learned from.
         validation: what choices are made on.
         test: what the final figures are taken on.
-        quarantine: what was left out.
+        quarantine: pictures that cannot be used.
         notes: sentences for the user on how the data was used.
         source: where the pictures came from.
-        held: what is kept out of the splits, though it is good.
+        held: good pictures that are kept out of the splits.
     """
 
     classes: tuple[str, ...]
     train: Split
     validation: Split
     test: Split
-    quarantine: tuple[Quarantined, ...]
+    quarantine: tuple[LeftOut, ...]
     notes: tuple[str, ...]
     source: Source = field(repr=False)
-    held: tuple[Held, ...] = ()
+    held: tuple[LeftOut, ...] = ()
 
     @property
     def all(self) -> tuple[Split, Split, Split]:
@@ -172,7 +162,7 @@ class Splits:
             for row in zip(split.positions.tolist(), split.labels.tolist(), split.names, split.digests, strict=True):
                 _, label, name, digest = row
                 if digest in held:
-                    out.append(Held(name, self.classes[label], digest, held[digest]))
+                    out.append(LeftOut(name, self.classes[label], digest, held[digest]))
                 else:
                     rows[places.get(digest, split.name)].append(row)
         pixels = self.train.pixels

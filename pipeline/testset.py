@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import Record
 from pipeline.errors import DataError
+from pipeline.sources.base import SplitName
 from pipeline.splits import Splits
 
 WAITS = "waits for the next test set"
@@ -111,11 +112,13 @@ def separated(splits: Splits, test_set: FrozenTest, wait: bool = True) -> Splits
         DataError: none of them is there any more.
     """
     digests = test_set.digests
-    places = {digest: "test" for split in splits.all for digest in split.digests if digest in digests}
+    places: dict[str, SplitName] = {
+        digest: "test" for split in splits.all for digest in split.digests if digest in digests
+    }
     held = {digest: WAITS for digest in splits.test.digests if wait and digest not in digests}
     if not places:
         raise DataError(
             f"None of the {len(digests)} pictures of the frozen test set (version {test_set.version}) is in the data "
             "any more, so nothing can be judged on it. Put them back, or freeze another: graft freeze-test CONFIG."
         )
-    return splits.moved(places, held)  # type: ignore[arg-type]
+    return splits.moved(places, held)

@@ -10,7 +10,7 @@ delivering. Each line can be replayed without harm, so a crash at any moment cos
     metrics             values: a dict of numbers, or "nan", "inf" and "-inf"; step, time
     dataset             name, digest, source_type, source, profile, context
     artifact            path, relative to run_dir; folder
-    model               export_dir, absolute; name; example, base64
+    model               export_dir, absolute; example, base64
     version             name, tags: the model becomes a registered version
     status              status, time; the last line, unless a run that was killed goes on, or is judged later
 
@@ -215,18 +215,15 @@ class Tracker:
         """Uploads a file, or a directory under its name, from inside the run's folder to `folder` of the artifacts."""
         self._append("artifact", path=str(path.resolve().relative_to(self._run_dir)), folder=folder)
 
-    def model(self, export_dir: Path, name: str, example: bytes) -> None:
+    def model(self, export_dir: Path, example: bytes) -> None:
         """Logs an exported model.
 
         Args:
             export_dir: the SavedModel. Its signature `serving_default` takes `image_bytes` (string [N]) to
                 `probabilities` (float32 [N, C]), `label` (string [N]) and `score` (float32 [N]).
-            name: of the model.
             example: one encoded picture, the model's input example; small, for the journal holds it.
         """
-        self._append(
-            "model", export_dir=str(export_dir.resolve()), name=name, example=base64.b64encode(example).decode()
-        )
+        self._append("model", export_dir=str(export_dir.resolve()), example=base64.b64encode(example).decode())
 
     def version(self, name: str, tags: Mapping[str, str]) -> None:
         """Registers the logged model as a version of the registered model `name`, created where missing."""

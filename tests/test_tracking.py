@@ -86,7 +86,7 @@ def whole_run(run_dir: Path, uri: str, export_dir: Path) -> Tracker:
         tracker.metrics({"loss": 1 / (step + 1), "accuracy": 0.5}, step)
     (run_dir / "report.json").write_text("{}")
     tracker.artifact(run_dir / "report.json")
-    tracker.model(export_dir, "ants", picture())
+    tracker.model(export_dir, picture())
     tracker.version("ants", {})
     tracker.finish("FINISHED")
     return tracker
@@ -199,7 +199,7 @@ def test_artifacts_go_where_they_are_told(run_dir: Path, uri: str) -> None:
 def test_a_file_that_is_gone_is_a_warning(run_dir: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
     tracker.artifact(run_dir / "gone.png")
-    tracker.model(run_dir / "gone", "ants", picture())
+    tracker.model(run_dir / "gone", picture())
     tracker.version("ants", {})
     tracker.finish("FAILED")
 
@@ -235,7 +235,7 @@ def test_the_model_predicts_and_nothing_is_unpickled(
     module = Reddest()
     tf.saved_model.save(module, str(tmp_path / "export"), {"serving_default": module.__call__})
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
-    tracker.model(tmp_path / "export", "ants", picture())
+    tracker.model(tmp_path / "export", picture())
     tracker.version("ants", {})
     (version,) = connect(uri).search_model_versions("name = 'ants'")
 
@@ -482,7 +482,7 @@ def test_a_server_that_comes_and_goes_has_everything_once(
     tracker.dataset("ants", "d" * 64, "local", "/pictures", {"train": 244}, "training")
     (run_dir / "report.json").write_text("{}")
     tracker.artifact(run_dir / "report.json")
-    tracker.model(export_dir, "ants", picture())
+    tracker.model(export_dir, picture())
     tracker.version("ants", {})
     tracker.finish("FINISHED")
     assert f"graft sync {run_dir}" in capsys.readouterr().err

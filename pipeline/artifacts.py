@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ExportError
@@ -21,6 +22,8 @@ CLUSTERS = "near-duplicates.csv"
 """In a run's folder: the pictures that show the same, by cluster."""
 LEARNED_FROM = "assets.extra/splits.csv"
 """In an exported model's folder: every picture of the data it was made of, with label, split and digest."""
+OUTPUTS = "outputs.npz"
+"""In a run's folder: what its model says of each validation and test picture, `Outputs`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,78 @@ class Epoch:
     learning_rate: float
     seconds: float
     images_per_second: float
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """What one phase of training took, and what the activation store spared it.
+
+    Attributes:
+        phase: which of the config's phases, counted from 1.
+        trained: weights that train.
+        frozen: weights that do not.
+        seconds: the phase took, validation included; after an interruption, the part of it that came after.
+        prepared: seconds of those before its first epoch, in which frozen layers' activations were computed.
+        images_per_second: training pictures per second, the median of the epochs.
+        activations: how many of the frozen layers' activations were asked for.
+        spared: how many of those were not computed for it, but read from the store.
+        spared_seconds: what computing them would have taken.
+    """
+
+    phase: int
+    trained: int
+    frozen: int
+    seconds: float
+    prepared: float
+    images_per_second: float
+    activations: int
+    spared: int
+    spared_seconds: float
+
+    @property
+    def from_store(self) -> float:
+        """Share of the activations that came from the store, 0 to 1; 0 where no layers are frozen."""
+        return self.spared / max(self.activations, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a run's model says of N test and V validation pictures.
+
+    Attributes:
+        classes: C names, in the order of the logits.
+        names: N names of the test pictures.
+        digests: N SHA-256 hex digests of their encoded bytes.
+        labels: int32 [N] in 0..C-1.
+        logits: float32 [N, C], before temperature and softmax.
+        validation_digests, validation_labels, validation_logits: likewise, of the validation pictures.
+    """
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    digests: tuple[str, ...]
+    labels: np.ndarray
+    logits: np.ndarray
+    validation_digests: tuple[str, ...]
+    validation_labels: np.ndarray
+    validation_logits: np.ndarray
+
+    def write(self, path: Path) -> None:
+        # A byte of a file's name that is not UTF-8 is kept as a backslash escape.
+        names = [name.encode(errors="backslashreplace").decode() for name in self.names]
+        arrays = {key: np.asarray(value) for key, value in (vars(self) | {"names": names}).items()}
+        partial = path.with_name(f".{path.name}.part")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises OSError, ValueError or KeyError."""
+        with np.load(path, allow_pickle=False) as arrays:
+            values = {name: arrays[name] for name in cls.__dataclass_fields__}
+        words = ("classes", "names", "digests", "validation_digests")
+        return cls(**values | {name: tuple(values[name].tolist()) for name in words})
 
 
 class Record(BaseModel):
@@ -92,6 +167,7 @@ class RunRecord(Record):
         data_digest: of the pictures with labels and splits; None until they have been read.
         metrics: the headline figures on the test split.
         seconds: wall-clock time per stage.
+        phases: what each phase of training took.
         error: why a failed run failed.
         started_from: the folder of the run whose weights it started from, for `weights: run:...`.
         challenger: whether `graft retrain` made it, to be judged and not published.
@@ -109,6 +185,7 @@ class RunRecord(Record):
     data_digest: str | None = None
     metrics: dict[str, float] = {}
     seconds: dict[str, float] = {}
+    phases: list[PhaseCost] = []
     error: str | None = None
     started_from: str | None = None
     challenger: bool = False

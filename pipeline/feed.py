@@ -165,18 +165,14 @@ class Feed:
             for features in ready:
                 yield tf.constant(features)
 
-    def account(self) -> str:
-        """How much came from the store, and the time that saved, for the user; empty where no layers are frozen."""
+    @property
+    def activations(self) -> tuple[int, int, float]:
+        """How many were asked for, how many of them came from the store, and the seconds that computing those takes."""
         frozen = self._frozen
-        if frozen is None or not frozen.uses:
-            return ""
-        if not self._kept:
-            return f"{frozen.uses:,} activations, each computed when it was used"
-        spared = max(frozen.uses - frozen.computed, 0)
-        return (
-            f"{spared / frozen.uses:.0%} of {frozen.uses:,} activations from the store, which saved computing for "
-            f"{spared * frozen.seconds:.1f} s"
-        )
+        if frozen is None:
+            return 0, 0, 0.0
+        spared = max(frozen.uses - frozen.computed, 0) if self._kept else 0
+        return frozen.uses, spared, spared * frozen.seconds
 
     def close(self) -> None:
         self._pool.shutdown()

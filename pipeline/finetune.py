@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipeline import optimizers, trunk
-from pipeline.artifacts import Epoch
+from pipeline.artifacts import Epoch, PhaseCost
 from pipeline.backbones.weights import digest
 from pipeline.checkpoint import Checkpoints, Progress
 from pipeline.config import Phase, Plateau
@@ -35,6 +35,7 @@ def finetune(
     checkpoints: Checkpoints | None,
     console: Console,
     on_epoch: Callable[[Epoch], None],
+    on_phase: Callable[[PhaseCost], None] | None = None,
 ) -> list[Epoch]:
     """Trains a network in place.
 
@@ -50,6 +51,7 @@ def finetune(
         console: gets a bar per epoch.
         on_epoch: called with each epoch's record when it is complete. An epoch that ended after the checkpoint is
             trained again, and its record comes again.
+        on_phase: called with what a phase took when it is complete.
 
     Returns:
         The records of all epochs, numbered from 1 across phases, those before an interruption included.
@@ -91,7 +93,13 @@ def finetune(
                 checkpoints.write(progress, state.arrays())
             _train(division, phase, pictures, feed, state, progress, checkpoints, console, on_epoch)
         epochs = [epoch for epoch in progress.history if epoch.phase == number + 1]
-        console.say(f"  phase {number + 1}: {_account(prepared, epochs, feed.account())}")
+        cost = PhaseCost(
+            number + 1, *_weights(division, network), prepared + sum(epoch.seconds for epoch in epochs), prepared,
+            statistics.median(epoch.images_per_second for epoch in epochs), *feed.activations,
+        )  # fmt: skip
+        console.say(f"  phase {number + 1}: {_account(cost)}")
+        if on_phase is not None:
+            on_phase(cost)
         after = fingerprint(division.unchanging)
         if moved := [name for name, value in progress.frozen.items() if after[name] != value]:
             raise AssertionError(f"frozen weights changed in phase {number + 1}: {', '.join(moved)}")
@@ -359,17 +367,28 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _summary(phase: Phase, division: Division, network: Network) -> str:
-    training = _count(division.trained.trainable_variables)
-    frozen = _count(division.unchanging) - _count(network.normalise.variables)
+    training, frozen = _weights(division, network)
     return f"{training:,} weights train, {frozen:,} are frozen; {phase.optimizer.name} at {phase.learning_rate:g}"
 
 
-def _account(prepared: float, epochs: list[Epoch], store: str) -> str:
-    """What a phase cost, in one line."""
-    seconds = prepared + sum(epoch.seconds for epoch in epochs)
-    before = f" ({prepared:.1f} s of it before the first epoch)" if prepared >= 0.1 else ""
-    rate = statistics.median(epoch.images_per_second for epoch in epochs)
-    return "; ".join(filter(None, [f"{seconds:.1f} s{before}", f"{rate:,.0f} images/s", store]))
+def _weights(division: Division, network: Network) -> tuple[int, int]:
+    """How many train, and how many are frozen."""
+    frozen = _count(division.unchanging) - _count(network.normalise.variables)
+    return _count(division.trained.trainable_variables), frozen
+
+
+def _account(cost: PhaseCost) -> str:
+    """What a phase took, in one line."""
+    before = f" ({cost.prepared:.1f} s of it before the first epoch)" if cost.prepared >= 0.1 else ""
+    parts = [f"{cost.seconds:.1f} s{before}", f"{cost.images_per_second:,.0f} images/s"]
+    if cost.spared:
+        parts.append(
+            f"{cost.from_store:.0%} of {cost.activations:,} activations from the store, which saved computing for "
+            f"{cost.spared_seconds:.1f} s"
+        )
+    elif cost.activations:
+        parts.append(f"{cost.activations:,} activations, each computed when it was used")
+    return "; ".join(parts)
 
 
 def _count(variables: list[keras.Variable]) -> int:

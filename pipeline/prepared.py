@@ -1,0 +1,67 @@
+"""What comes before a training, for commands that look, try and compare and leave no run behind."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pipeline import finetune, ingest, model
+from pipeline.activations import Store, opened
+from pipeline.backbones import BACKBONES, weights
+from pipeline.config import RunConfig
+from pipeline.console import Console
+from pipeline.pixels import PixelSpec
+from pipeline.run import reproducible
+from pipeline.sources import open_source
+from pipeline.splits import Splits
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A config's pictures and network, as a run would train on them.
+
+    Attributes:
+        config: whose they are.
+        spec: how encoded pictures become pixels.
+        splits: the pictures.
+        store: where activations are kept; None where they are not.
+        backbone: with its weights.
+        mean: what is subtracted, float32 [3] or [H, W, 3] in 0..255; None for the network's own means.
+    """
+
+    config: RunConfig
+    spec: PixelSpec
+    splits: Splits
+    store: Store | None
+    backbone: keras.Model
+    mean: np.ndarray | None
+
+
+@contextmanager
+def prepared(config: RunConfig, console: Console) -> Iterator[Prepared]:
+    """Reads the pictures and builds the backbone as `run` does. Pixels are kept in `output_dir` until it ends.
+
+    Raises:
+        GraftError: as `run`, before it trains.
+    """
+    data = config.data
+    spec = PixelSpec(config.image_size, config.image_size, data.crop, data.max_megapixels)
+    source = open_source(data)
+    reproducible(config.seed)
+    output_dir = Path(config.output_dir).resolve()
+    with finetune.strategy().scope():
+        backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
+        model.check_phases(backbone, BACKBONES[config.backbone.name], config.phases)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{config.name}-", dir=output_dir) as scratch,
+            opened(config.cache, Path(config.cache_dir), console) as store,
+        ):
+            folder = Path(scratch)
+            splits = ingest.ingest(data, source, spec, folder, folder / "quarantine.csv", store, console)
+            mean = ingest.mean_to_subtract(data.mean_subtraction, splits.train)
+            yield Prepared(config, spec, splits, store, backbone, mean)

@@ -1,78 +1,31 @@
 """The page and the API reference in headless Chromium, against a real `graft serve`."""
 
 import base64
-import json
 import shutil
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
-from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
-from selenium.webdriver.support.wait import WebDriverWait
 
 from serving.openapi import document
+from tests.browser import PHONE, Tab
 from tests.serving import CLASSES, CLASSIFY, encoded, gated, serving, tiny
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 30  # after which a test gives up
-PHONE = 320  # CSS pixels: the narrowest phones
 TOKEN = "a-token-for-tests"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 
 
 SHARE = "const [bar] = arguments; return bar.offsetWidth / bar.parentElement.offsetWidth"
-# Not window.innerWidth: a phone's browser zooms out until everything fits.
-TOO_WIDE = """
-    const [width] = arguments, beyond = (element) => element.getBoundingClientRect().right > width + 0.5;
-    return [...document.querySelectorAll("body *")]
-        .filter((element) => beyond(element) && !element.closest(".unseen, .scroll, .json"))
-        .map((element) => element.outerHTML.slice(0, 100))
-        .concat(document.documentElement.scrollWidth > width ? ["the page"] : []);
-"""
 
 
-class Page:
-    """A browser's tab, and what a person does in it."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def open(self, url, width=1000, **media):
-        """Args: media, by name, e.g. prefers_color_scheme="dark"."""
-        self.url = url
-        features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        self.driver.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE},
-        )
-        self.driver.get(url)
-        return self
-
-    def one(self, selector):
-        return self.driver.find_element(By.CSS_SELECTOR, selector)
-
-    def all(self, selector):
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def run(self, script, *arguments):
-        return self.driver.execute_script(script, *arguments)
-
-    def wait(self, condition):
-        waiting = WebDriverWait(self.driver, SECONDS, 0.05, ignored_exceptions=(StaleElementReferenceException,))
-        return waiting.until(lambda _: condition())
-
-    def text(self, selector):
-        return self.one(selector).text
-
-    def texts(self, selector):
-        return [found.text for found in self.all(selector)]
+class Page(Tab):
+    """The endpoint's page."""
 
     def choose(self, *paths):
         """As if these files were chosen in the file dialogue."""
@@ -94,50 +47,16 @@ class Page:
             for bar in row.find_elements(By.CSS_SELECTOR, ".bar i")
         ]
 
-    def focused(self):
-        return self.driver.switch_to.active_element
-
-    def press(self, *keys):
-        for key in keys:
-            webdriver.ActionChains(self.driver).send_keys(key).perform()
-
-    def too_wide(self):
-        """What reaches beyond the right edge."""
-        return self.run(TOO_WIDE, PHONE)
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or chromedriver is None:
-        pytest.skip("there is no chromium or no chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (
-        "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(chromedriver)) as driver:
-        driver.get("about:blank")
-        driver.get_log("performance")  # What a new tab asks of the browser itself.
-        yield driver
-
 
 @pytest.fixture
 def page(driver):
     """Afterwards nothing may have been complained about, nor asked of another server."""
     page = Page(driver)
     yield page
-    complaints = [entry for entry in driver.get_log("browser") if entry["source"] != "network"]
-    assert complaints == []
+    assert page.complaints() == []
     origin = "/".join(page.url.split("/")[:3])
-    for entry in driver.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            assert message["params"]["request"]["url"].startswith((origin, f"blob:{origin}", "about:"))
+    for url in page.requests():
+        assert url.startswith((origin, f"blob:{origin}", "about:"))
     driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     driver.get("about:blank")
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from pydantic import ValidationError
-
-from pipeline.artifacts import BackboneIdentity, RunRecord
+from pipeline import find_run
+from pipeline.artifacts import BackboneIdentity
 from pipeline.backbones import BACKBONES
 from pipeline.backbones.contracts import CONTRACTS
 from pipeline.config import BackboneConfig
@@ -55,28 +54,37 @@ def load(config: BackboneConfig, image_size: int, output_dir: Path) -> "keras.Mo
         if not file.is_file():
             raise WeightsError(f"There is no weights file {file}. Check backbone.weights, or use imagenet or none.")
     backbone = _build(config, image_size)
+    fill(backbone, file, f"{config.name} with options {config.options}")
+    return backbone
+
+
+def fill(network: "keras.Model", file: Path, what: str) -> None:
+    """Gives a network, which errors call `what`, the weights in a file. Raises WeightsError."""
     try:
         with warnings.catch_warnings():
             # Keras warns of layers it could not load on its way to the error that says so.
             warnings.filterwarnings("ignore", message="Skipping nested container")
-            backbone.load_weights(file)
+            network.load_weights(file)
     except _UNUSABLE as error:
         raise WeightsError(
-            f"The weights in {file} do not fit {config.name} with options {config.options}, or the file is damaged. "
+            f"The weights in {file} do not fit {what}, or the file is damaged. "
             f"Use the name and options that the file was written with. Keras says: {_first_sentences(error)}"
         ) from error
-    return backbone
 
 
 def outline(name: str, image_size: int, **options: Any) -> "keras.Model":
-    """The network without memory for its weights: to read its layers, shapes and counts in well under a second."""
+    """The network without memory for its weights: to read its layers, shapes and counts in seconds at most.
+
+    Raises:
+        ConfigError: the builder refuses an option's value.
+    """
     import keras
     from keras.src.backend.common import global_state
 
     # Keras keeps a list of variables that await their values, and would fill it in at the next occasion.
     pending = list(global_state.get_global_attribute("uninitialized_variables", []))
     with keras.StatelessScope(initialize_variables=False):
-        backbone = BACKBONES[name].build(input_shape=_input_shape(name, image_size), weights=None, **options)
+        backbone = _build(BackboneConfig(name=name, weights="none", options=options), image_size)
     global_state.set_global_attribute("uninitialized_variables", pending)
     return backbone
 
@@ -183,38 +191,28 @@ def _fetching(name: str, fetched: _Fetched) -> Iterator[None]:
 def _file_of_run(config: BackboneConfig, output_dir: Path) -> Path:
     """The weights that an earlier run left, checked to be of the same network."""
     reference = config.weights.removeprefix("run:")
-    runs = _finished_runs(output_dir)
-    found = [folder for folder, run in runs.items() if reference in (run.mlflow_run_id, folder.name)]
-    found = found or [folder for folder, run in runs.items() if run.name == reference]
-    if not found:
-        names = ", ".join(sorted({run.name for run in runs.values()})) or "none"
+    runs = find_run.finished(output_dir)
+    folder = find_run.newest(reference, runs)
+    if folder is None:
         raise WeightsError(
             f"backbone.weights: no finished run in {output_dir} has this MLflow run id, folder name or name. "
-            f"Received: {config.weights}. Names of finished runs there: {names}."
+            f"Received: {config.weights}. Give one of the finished runs there, {find_run.names(runs.values())}, or "
+            "imagenet or none."
         )
-    folder = max(found, key=lambda folder: runs[folder].finished_at or "")
     theirs, ours = runs[folder].backbone, BackboneIdentity(name=config.name, options=config.options)
     if theirs != ours:
         raise WeightsError(
             f"backbone.weights: {config.weights} is the run in {folder}, whose backbone is {theirs.name} with options "
-            f"{theirs.options}. This config's must be the same. Received: {ours.name} with options {ours.options}."
+            f"{theirs.options}. This config's must be the same. Received: {ours.name} with options {ours.options}. "
+            "Change backbone.name and backbone.options, or start from another run."
         )
     file = folder / "backbone.weights.h5"
     if not file.is_file():
         raise WeightsError(
-            f"backbone.weights: {config.weights} is the run in {folder}, which has lost its {file.name}."
+            f"backbone.weights: {config.weights} is the run in {folder}, which has lost its {file.name}. Put it back, "
+            "or start from another run."
         )
     return file
-
-
-def _finished_runs(output_dir: Path) -> dict[Path, RunRecord]:
-    runs = {}
-    for file in output_dir.glob("*/*/run.json"):
-        try:
-            runs[file.parent] = RunRecord.read(file)
-        except (OSError, ValidationError):
-            continue  # Damaged, or of another version of this project: it cannot be referred to.
-    return {folder: run for folder, run in runs.items() if run.status == "finished"}
 
 
 def _first_sentences(error: BaseException) -> str:

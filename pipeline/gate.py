@@ -19,6 +19,7 @@ B reliability bins. Accuracies, gains, drops and calibration errors are shares, 
 points, hundredths.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from pipeline.config import Gate
 LEVEL = 0.05
 """Of every test; intervals hold 1 - LEVEL, and are two-sided."""
 GAIN_RESAMPLES = 20_000
-ECE_RESAMPLES = 2_000
+RESAMPLES = 2_000
 MOST_NAMED = 3
 """Classes that the reason names, the worst first; the checks have them all."""
 
@@ -469,8 +470,7 @@ def bootstrap_gain(gained: int, lost: int, n: int, seed: int) -> Interval:
     """
     shares = np.array([gained, lost, n - gained - lost]) / n
     drawn = np.random.default_rng(seed).multinomial(n, shares, size=GAIN_RESAMPLES)
-    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [50 * LEVEL, 100 - 50 * LEVEL])
-    return float(low), float(high)
+    return percentiles((drawn[:, 0] - drawn[:, 1]) / n)
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -558,16 +558,26 @@ def bootstrap_ece_increase(old: np.ndarray, new: np.ndarray, labels: np.ndarray,
     """
     n = len(labels)
     gaps = np.hstack([_gaps(old, labels), _gaps(new, labels)])
+    increases = []
+    for times in resampled(n, seed):
+        of_old, of_new = np.abs(times @ gaps).reshape(len(times), 2, -1).sum(axis=2).T / n
+        increases.append(of_new - of_old)
+    return percentiles(np.concatenate(increases))
+
+
+def resampled(n: int, seed: int) -> Iterator[np.ndarray]:
+    """RESAMPLES draws of n of n pictures with replacement, some at a time: float [R, n], how often each is drawn."""
     rng = np.random.default_rng(seed)
     rows = max(1, 4_000_000 // n)  # resamples at a time, for some 100 MB of memory
-    increases = []
-    for start in range(0, ECE_RESAMPLES, rows):
-        r = min(rows, ECE_RESAMPLES - start)
+    for start in range(0, RESAMPLES, rows):
+        r = min(rows, RESAMPLES - start)
         drawn = rng.integers(0, n, (r, n)) + n * np.arange(r)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n)
-        of_old, of_new = np.abs(times.astype(np.float64) @ gaps).reshape(r, 2, -1).sum(axis=2).T / n
-        increases.append(of_new - of_old)
-    low, high = np.percentile(np.concatenate(increases), [50 * LEVEL, 100 - 50 * LEVEL])
+        yield np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)
+
+
+def percentiles(resampled: np.ndarray) -> Interval:
+    """95 % percentile interval of what resamples gave."""
+    low, high = np.percentile(resampled, [50 * LEVEL, 100 - 50 * LEVEL])
     return float(low), float(high)
 
 

@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs, closed=False):
         attrs = dict(attrs)
-        assert tag not in ("script", "iframe")
+        assert tag != "iframe"
         assert all(value.startswith("data:") for key, value in attrs.items() if key in ("src", "href"))
         if tag == "img":
             self.images.append(attrs)
@@ -77,7 +77,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.said += data + "\n"
 
 
@@ -177,7 +177,7 @@ def test_strange_names_break_nothing(tmp_path):
     flips.append(Flip("\udcff<b>.jpg", names[0], names[1], names[0], 0.5, 0.5, np.zeros((1, 1, 3), np.uint8)))
     text = written(tmp_path, decision, flips, {"<i>": "$path"})
     page = Page(text)
-    assert "<script>" not in text
+    assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; lost" in text
     assert "蟻と蜂" in page.said
     assert "$path" in page.said

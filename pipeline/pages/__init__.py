@@ -105,7 +105,7 @@ class Chart:
         text = text[text.index("<svg") :]
         # The page has a style of its own, and one name twice in it would be a mistake.
         text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
-        text = re.sub(r' id="[a-z0-9]+(?:_[a-z]+)*_\d+"', "", text)
+        text = re.sub(r' id="[a-zA-Z0-9.]+(?:_[a-z]+)*_\d+"', "", text)
         text = re.sub("#[0-9a-f]{6}", lambda color: _VARIABLES.get(color[0], color[0]), text)
         width = round(80 * self.figure.get_figwidth())  # 80 CSS pixels an inch: the text of all charts has one size
         opening = f'<svg class="chart" role="img" aria-label="{escape(self.alt)}" style="width: {width}px"'

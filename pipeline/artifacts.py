@@ -18,6 +18,10 @@ from pipeline.pixels import PixelSpec
 
 MODEL = "model"
 """The folder in a run's folder with its own copy of the exported model."""
+LOG = "run.log"
+"""In a run's folder: what the console said, in UTC."""
+CARD = "model-card.md"
+"""In a run's folder: what its model is, for whoever uses it."""
 CLUSTERS = "near-duplicates.csv"
 """In a run's folder: the pictures that show the same, by cluster."""
 LEARNED_FROM = "assets.extra/splits.csv"
@@ -264,6 +268,12 @@ class Manifest(Record):
 def new_folder(runs: Path) -> Path:
     """Where a run would be kept that starts now, below `<output_dir>/<name>`: `<time>-<random>`."""
     return runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+def card(run_dir: Path) -> str:
+    """A run's model card, in Markdown; nothing where it has none."""
+    path = run_dir / CARD
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def read_manifest(export_dir: Path) -> Manifest:

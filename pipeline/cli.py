@@ -1,6 +1,8 @@
 """What the commands share: how a mistake ends, how paths are shown, and the arguments that many of them take."""
 
 import errno
+import os
+import re
 import shutil
 import signal
 import sys
@@ -11,15 +13,32 @@ from typing import Annotated
 
 import typer
 from rich.console import Console as RichConsole
-from rich.markup import escape
 
-from pipeline.errors import USERS_TO_MEND, GraftError
+from pipeline.console import Console
+from pipeline.errors import USERS_TO_MEND, ConfigError, GraftError, TrackingError
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; graft init writes one.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. data.image_size=160. May be repeated."),
 ]
+Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors and the result.")]
+
+
+def _checked(name: str) -> str:
+    """It becomes a part of paths."""
+    from pipeline.config import NAME_PATTERN
+
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise typer.BadParameter("a model's name has letters, digits, dots, dashes and underscores only")
+    return name
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", callback=_checked)]
+ExportFolder = Annotated[Path, typer.Option("--export", help="Where servers read: the export.dir of the config.")]
+OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where runs are: the output_dir of the config.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in MLflow.")]
 
 
 @contextmanager
@@ -28,19 +47,19 @@ def errors_in_words() -> Iterator[None]:
     try:
         yield
     except GraftError as error:
-        _print_error(str(error))
+        Console().error(str(error))
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
         if error.errno not in USERS_TO_MEND:
             raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "Make room" if full else "See to it that graft may write there"
-        _print_error(f"{error.filename or 'The disk'}: {error.strerror}. {remedy}, or choose another folder.")
+        Console().error(f"{error.filename or 'The disk'}: {error.strerror}. {remedy}, or choose another folder.")
         raise typer.Exit(1) from None
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("pipeline", "serving"):
             raise
-        _print_error(
+        Console().error(
             f"Training is not installed here, only what graft serve needs ({error.name} is missing). In Graft's "
             "checkout: pip install -c constraints.txt '.[train]'"
         )
@@ -48,10 +67,6 @@ def errors_in_words() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _print_error(text: str) -> None:
-    RichConsole(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {escape(text)}")
 
 
 def out() -> RichConsole:
@@ -78,3 +93,43 @@ def stop_in_order() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def byte_size(text: str, option: str) -> int:
+    """Bytes of an option such as 2GB.
+
+    Raises:
+        ConfigError: it is no size.
+    """
+    from pydantic import ByteSize, TypeAdapter
+
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"{option} must be a size such as 2GB, 500MB or 0. Received: {text!r}.") from None
+
+
+def served_home(export: Path, name: str) -> Path:
+    """Where servers read a model."""
+    home = export.resolve() / name
+    if not home.is_dir():
+        there = ", ".join(sorted(path.name for path in export.glob("*") if path.is_dir())) or "none"
+        raise ConfigError(
+            f"There is no model {name!r} below {shown(export.resolve())}; there: {there}. Give the export.dir of its "
+            "config with --export."
+        )
+    return home
+
+
+def registry_uri(output_dir: Path) -> str:
+    """Where MLflow is: MLFLOW_TRACKING_URI, else the database in the runs' folder."""
+    from pipeline.tracking import default_uri
+
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if not (output_dir / "mlflow.db").is_file():
+        raise TrackingError(
+            f"There is no model registry: {output_dir} holds no mlflow.db. Give the output_dir of the runs with "
+            "--output-dir, or set MLFLOW_TRACKING_URI where the config's tracking.uri names a server."
+        )
+    return default_uri(output_dir)

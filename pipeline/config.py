@@ -123,19 +123,22 @@ class Data(Strict):
             raise ValueError(f"source {self.source} needs data.{needed}")
         for key, owner in (("path", "folder"), ("name", "tfds"), ("data_dir", "tfds")):
             if getattr(self, key) is not None and owner != self.source:
-                raise ValueError(f"data.{key} belongs to source {owner} and has no effect with source {self.source}")
+                raise ValueError(
+                    f"data.{key} belongs to source {owner} and has no effect with source {self.source}: leave it out"
+                )
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction and test_fraction together leave nothing to train on")
+            raise ValueError("validation_fraction and test_fraction together leave nothing to train on: lower them")
         if (self.views or 1) > 1 and not self.augment.of_each:
             raise ValueError(
-                "views has no effect without data.augment's flip, crop_scale, rotation, color or rand_augment"
+                "views has no effect without data.augment's flip, crop_scale, rotation, color or rand_augment: set one "
+                "of them"
             )
         if self.views == 1 and self.augment.of_each:
             raise ValueError(
                 "views: 1 is the plain picture alone, so data.augment would have no effect: set more views"
             )
         if self.classes and len(set(self.classes)) < len(self.classes):
-            raise ValueError("data.classes names a class twice")
+            raise ValueError("data.classes names a class twice: name it once")
         return self
 
 
@@ -201,7 +204,7 @@ class Head(Strict):
     def _hidden_layers_are_there(self) -> Self:
         for key in ("activation", "batch_norm"):
             if not self.hidden_units and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} has no effect without hidden_units, e.g. [256]")
+                raise ValueError(f"{key} has no effect without hidden_units: set them, e.g. [256]")
         return self
 
 
@@ -372,9 +375,9 @@ class Phase(Strict):
             raise ValueError("schedule.patience must be smaller than epochs, or the learning rate never falls")
         if self.unfreeze == "head":
             if self.layer_decay is not None:
-                raise ValueError("layer_decay has no effect while unfreeze is head: there are no layers below it")
+                raise ValueError("layer_decay has no effect while unfreeze is head: leave it out")
             if self.backbone_mode == "training":
-                raise ValueError("backbone_mode: training has no effect while unfreeze is head: the backbone is frozen")
+                raise ValueError("backbone_mode: training has no effect while unfreeze is head: leave it out")
         if isinstance(self.optimizer, AdamW) and self.weight_decay == 0:
             raise ValueError("optimizer adamw without weight_decay is adam: set weight_decay, e.g. 0.01, or use adam")
         return self
@@ -449,7 +452,7 @@ class When(Strict):
         if not (self.changed or self.new_images or self.older_than or self.drift):
             raise ValueError("nothing would ever make graft retrain train: set changed: true or another key")
         if self.changed and self.new_images:
-            raise ValueError("new_images has no effect beside changed: true, which any new picture fulfils")
+            raise ValueError("new_images has no effect beside changed: true, which any new picture fulfils: drop one")
         return self
 
 

@@ -1,5 +1,6 @@
 """A config as a file: reading it, overriding its keys, explaining what is wrong with it, writing it."""
 
+import copy
 import io
 import json
 import re
@@ -42,6 +43,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: the file cannot be read, or it breaks a rule; every broken rule is named.
     """
+    return parse(assigned(read(path), overrides or []), str(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A config file as it is written, unchecked. Raises ConfigError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -49,12 +55,21 @@ def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
         raise ConfigError(
             f"Cannot read the config {path}: {reason}. Write one with: graft init FOLDER > {path}"
         ) from None
-    tree = _yaml(text, f"the config {path}")
+    tree = yaml(text, f"the config {path}")
     if not isinstance(tree, dict):
-        raise ConfigError(f"The config {path} must be a mapping of keys such as name, data and backbone.")
-    for override in overrides or []:
+        raise ConfigError(
+            f"The config {path} must be a mapping of keys such as name, data and backbone. Write one with: graft init "
+            "FOLDER"
+        )
+    return tree
+
+
+def assigned(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of an unchecked config with `load`'s overrides made. Raises ConfigError."""
+    tree = copy.deepcopy(tree)
+    for override in overrides:
         _assign(tree, override)
-    return parse(tree, str(path))
+    return tree
 
 
 def parse(tree: dict[str, Any], where: str = "the config") -> RunConfig:
@@ -68,8 +83,7 @@ def parse(tree: dict[str, Any], where: str = "the config") -> RunConfig:
 def dump(config: RunConfig) -> str:
     """The complete config as YAML, defaults included; `load` gives back an equal config."""
     stream = io.StringIO()
-    yaml = YAML()
-    yaml.dump(config.model_dump(mode="json", by_alias=True), stream)
+    YAML().dump(config.model_dump(mode="json", by_alias=True), stream)
     return stream.getvalue()
 
 
@@ -85,20 +99,21 @@ class _Constructor(SafeConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
-def _yaml(text: str, where: str) -> Any:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
+def yaml(text: str, where: str) -> Any:
+    """The value that a text stands for, `where` being its place in the ConfigError that is raised if it is none."""
+    parser = YAML(typ="safe", pure=True)
+    parser.Constructor = _Constructor
     try:
-        return yaml.load(text)
+        return parser.load(text)
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: `!!int x`, or a number of 5000 digits.
-        raise ConfigError(f"{where} is not valid YAML. {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where} is not valid YAML. {' '.join(str(error).split())}. Mend it there.") from None
 
 
 def _assign(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise ConfigError(f"--set takes dotted.key=value, e.g. data.image_size=160. Received: {override}")
-    value = _yaml(text, f"--set {key}")
+    value = yaml(text, f"--set {key}")
     if isinstance(value, str) and value and text.strip().startswith(value):
         value = text.strip()  # Nobody writes a comment into an assignment: a folder may be called `photos #1`.
     *parents, last = key.split(".")
@@ -115,7 +130,9 @@ def _assign(tree: dict[str, Any], override: str) -> None:
             node = node[at]
         node[last if isinstance(node, dict) else int(last)] = value
     except (IndexError, ValueError):
-        raise ConfigError(f"--set {override}: there is no list item of that number in the config.") from None
+        raise ConfigError(
+            f"--set {override}: there is no list item of that number in the config. Count the items from 0."
+        ) from None
 
 
 def _explain(error: ValidationError, where: str) -> str:
@@ -137,7 +154,7 @@ def _explain(error: ValidationError, where: str) -> str:
         else:
             message = item["msg"].removeprefix("Value error, ")
         problems.append(f"{key}: {message.rstrip('.')}.{received}".removeprefix(": "))
-    return f"{where} cannot be used. " + " ".join(problems)
+    return f"{where} cannot be used. {' '.join(problems)} What each key takes: graft schema"
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:

@@ -143,7 +143,7 @@ def watch(export_dir: Path, folder: Path, seed: int) -> Drift:
         width = reference.embeddings.shape[1]
         samples = read_samples(folder, reference.name, reference.version, width, since)
     except OSError as error:
-        raise DataError(f"The samples in {folder} cannot be read: {error}.") from None
+        raise DataError(f"The samples in {folder} cannot be read: {error}. Make them readable.") from None
     return compare(reference, samples, seed)
 
 

@@ -20,6 +20,7 @@ Shape letters: N pictures, n some of them, P pairs, S side of a thumbnail, D len
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
 
+from pipeline.parallel import WORKERS
+
 SIDE = 32  # S
 SAME = 0.96  # the correlation from which two pictures show the same
 COLOURS = 0.8  # the same of their colours, which compression coarsens
@@ -38,7 +41,7 @@ TIGHT = 0.5
 
 _NEIGHBOURS = 8  # of each picture, by each descriptor
 _LEAST_COSINE = 0.5  # of candidates' descriptors
-_BLOCK = 1024  # pictures or pairs at once: below 100 MB
+_BLOCK = 1024  # pictures or pairs at once: below 100 MB for each thread
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 _CELLS, _DIRECTIONS = 4, 8  # of the histograms of oriented gradients
@@ -51,6 +54,9 @@ _LARGEST_SCALE, _LARGEST_SHIFT = 1.25, 0.35
 _COARSE_SCALES = np.geomspace(1 / 1.19, 1.19, 5)
 _COARSE_POINTS, _COARSE_STEP, _COARSE_REACH = 10, 0.14, 2  # a grid of 10 × 10 points, moved by up to 2 steps
 _LEAST_COARSE = 0.65  # correlation of luminance, below which no closer look is taken
+# The same of gradients after two steps, below which no more are taken. Of 3,000 pairs of planted copies of
+# photographs the lowest is 0.73; of unlike photographs that passed the first look, 19 of 20 are below 0.61.
+_LEAST_SKETCHED = 0.6
 _LEAST_FINE = 0.7  # of gradients, one way, below which the other way is left out
 _STEPS = 6  # of Gauss-Newton
 
@@ -207,13 +213,15 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _correlations(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """How alike two pictures are, for pairs int [P, 2]: float [P], -1 to 1, and 0 where a first look says no."""
-    result = np.zeros(len(pairs))
-    for start in range(0, len(pairs), _BLOCK):
-        block = pairs[start : start + _BLOCK]
-        places, similar = _coarse(*(_blurred(thumbnails[block[:, side]] @ _LUMA) for side in (0, 1)))
+
+    def of_block(block: np.ndarray) -> np.ndarray:
+        result = np.zeros(len(block))
+        still, moved = (_blurred(thumbnails[block[:, side]] @ _LUMA) for side in (0, 1))
+        places, similar = _coarse(still, moved)
         rows = np.flatnonzero(similar >= _LEAST_COARSE)
+        rows = rows[_sketched(still[rows], moved[rows], places[rows]) >= _LEAST_SKETCHED]
         if not len(rows):
-            continue
+            return result
         first, second = (_with_luminance(thumbnails[block[rows, side]]) for side in (0, 1))
         there = _correlation(first, second, places[rows])
         # The better of the two directions: a picture that has to be enlarged becomes less like its original.
@@ -222,8 +230,12 @@ def _correlations(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
             scale, shift = places[rows[near], :1], places[rows[near], 1:]
             back = np.concatenate([1 / scale, -shift / scale], axis=1)
             there[near] = np.maximum(there[near], _correlation(second[near], first[near], back))
-        result[start + rows] = there
-    return result
+        result[rows] = there
+        return result
+
+    blocks = [pairs[start : start + _BLOCK] for start in range(0, len(pairs), _BLOCK)]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return np.concatenate([np.zeros(0), *pool.map(of_block, blocks)])
 
 
 def _blurred(images: np.ndarray) -> np.ndarray:
@@ -237,6 +249,22 @@ def _with_luminance(thumbnails: np.ndarray) -> np.ndarray:
     return _blurred(images.transpose(0, 3, 1, 2))
 
 
+def _sketched(still: np.ndarray, moved: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """About what `_correlation` will be, float [P], for luminances float32 [P, S, S]: after two steps, in grey."""
+    if not len(places):
+        return np.zeros(0)
+    down, across = _grids(_refined(still, moved, places, steps=2))
+    laid = _weights(down) @ moved @ _weights(across).swapaxes(1, 2)
+    inside = _inside(down, across, margin=3 / SIDE)
+    ours, theirs = (np.stack(np.gradient(images, axis=(1, 2)), axis=1) for images in (still, laid))
+    product, energy, other = (
+        np.einsum("pgyx,pgyx,pyx->p", a, b, inside, optimize=True)
+        for a, b in ((ours, theirs), (ours, ours), (theirs, theirs))
+    )
+    noise = _NOISE**2 * np.maximum(inside.sum(axis=(1, 2)), 1)
+    return np.asarray(product / np.sqrt((energy + noise) * (other + noise)))
+
+
 def _correlation(still: np.ndarray, moved: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The correlation of gradients, float [P], once the moved picture is laid on the still one.
 
@@ -247,7 +275,7 @@ def _correlation(still: np.ndarray, moved: np.ndarray, places: np.ndarray) -> np
         moved: the same.
         places: float32 [P, 3], about where the still picture lies in the moved one; see `_coarse`.
     """
-    down, across = _grids(_refined(still[:, 3], moved[:, 3], places))
+    down, across = _grids(_refined(still[:, 3], moved[:, 3], places, _STEPS))
     laid = _weights(down)[:, None] @ moved @ _weights(across)[:, None].swapaxes(2, 3)
     inside = _inside(down, across, margin=3 / SIDE)[:, None]  # as a gradient reaches to the next pixels
     ours, theirs = (np.stack(np.gradient(images, axis=(2, 3)), axis=2) for images in (still, laid))
@@ -286,10 +314,10 @@ def _coarse(still: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return places, best
 
 
-def _refined(still: np.ndarray, moved: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _refined(still: np.ndarray, moved: np.ndarray, places: np.ndarray, steps: int) -> np.ndarray:
     """Places at which the luminances differ least, after any gain and offset: Lucas and Kanade (1981)."""
     pairs = len(still)
-    for _ in range(_STEPS):
+    for _ in range(steps):
         down, across = _grids(places)
         laid = _weights(down) @ moved @ _weights(across).swapaxes(1, 2)
         inside = _inside(down, across, margin=1 / SIDE).reshape(pairs, 1, -1)

@@ -230,8 +230,8 @@ def _check(
             f"published. From pixels the largest difference of a probability is {pixel_difference:.2g} (allowed "
             f"{PIXELS_TOLERANCE:g}); from encoded pictures {parity.image_bytes_same_label:.1%} get the same label "
             f"(at least {SAME_LABEL_SHARE:.0%} must), the largest difference is {byte_difference:.2g}, and TensorFlow "
-            f"cannot decode {undecoded} of them. Damaged or unusually encoded pictures can cause that; the trained "
-            "weights are kept in the run's folder."
+            f"cannot decode {undecoded} of them. Damaged or unusually encoded pictures can cause that: mend or remove "
+            "them, then run again. The trained weights are kept in the run's folder."
         )
     return parity
 

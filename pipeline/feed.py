@@ -107,7 +107,7 @@ class Feed:
         self._strategy = tf.distribute.get_strategy()
         shape = pictures.train.image_shape
         self._views = Views(pictures.data.augment, shape)
-        self._seeds = _seeds_of_views(pictures.seed, pictures.data.views or 1)
+        self._seeds = seeds_of_views(pictures.seed, pictures.data.views or 1)
         self._mix = augment.mixture(pictures.data.augment, shape, pictures.classes)
         self._frozen: Frozen | None = None
         self._kept: set[str] = set()
@@ -234,7 +234,7 @@ def _why_train_is_not_kept(data: Data) -> str | None:
     return None
 
 
-def _seeds_of_views(seed: int, views: int) -> np.ndarray:
+def seeds_of_views(seed: int, views: int) -> np.ndarray:
     """int32 [views]: PLAIN, then a seed for each augmentation. More views leave the first ones as they are."""
     return np.array([PLAIN, *(_number(seed, view) for view in range(1, views))], np.int32)
 

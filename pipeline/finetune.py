@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
@@ -36,6 +37,8 @@ def finetune(
     console: Console,
     on_epoch: Callable[[Epoch], None],
     on_phase: Callable[[PhaseCost], None] | None = None,
+    only: int | None = None,
+    on_logits: Callable[[np.ndarray], None] | None = None,
 ) -> list[Epoch]:
     """Trains a network in place.
 
@@ -52,6 +55,8 @@ def finetune(
         on_epoch: called with each epoch's record when it is complete. An epoch that ended after the checkpoint is
             trained again, and its record comes again.
         on_phase: called with what a phase took when it is complete.
+        only: train this phase alone, counted from 0, on what the phases before it have left. None: all of them.
+        on_logits: called before `on_epoch` with what the network says of the validation pictures, float32 [N, C].
 
     Returns:
         The records of all epochs, numbered from 1 across phases, those before an interruption included.
@@ -67,12 +72,12 @@ def finetune(
     variables = network.model.variables
     # What has never trained is as it was, which the key says, and is not in the checkpoint.
     changed = {int(place) for group, place in (name.split("/") for name in arrays) if group == "network"}
-    for number in range(progress.phase, len(phases)):
+    for number in range(progress.phase, len(phases)) if only is None else [only]:
         phase = phases[number]
         division = divide(network, phase)
         unchanging = {id(variable) for variable in division.unchanging}
         changed |= {place for place, variable in enumerate(variables) if id(variable) not in unchanging}
-        optimizer = _optimizer(division, phase, pictures)
+        optimizer = optimizer_of(division, phase, pictures)
         state = _State({place: variables[place] for place in sorted(changed)}, optimizer)
         if resumed := bool(arrays):
             state.restore(arrays)
@@ -91,7 +96,7 @@ def finetune(
             if checkpoints is not None and not resumed:
                 progress.engine = feed.engine
                 checkpoints.write(progress, state.arrays())
-            _train(division, phase, pictures, feed, state, progress, checkpoints, console, on_epoch)
+            _train(division, phase, pictures, feed, state, progress, checkpoints, console, on_epoch, on_logits)
         epochs = [epoch for epoch in progress.history if epoch.phase == number + 1]
         cost = PhaseCost(
             number + 1, *_weights(division, network), prepared + sum(epoch.seconds for epoch in epochs), prepared,
@@ -204,7 +209,8 @@ def _decisive(network: Network, phases: list[Phase], pictures: Pictures) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _optimizer(division: Division, phase: Phase, pictures: Pictures) -> keras.optimizers.Optimizer:
+def optimizer_of(division: Division, phase: Phase, pictures: Pictures) -> keras.optimizers.Optimizer:
+    """A phase's optimizer, built on what trains."""
     variables = division.trained.trainable_variables
     optimizer = optimizers.optimizer(
         phase,
@@ -226,31 +232,32 @@ def _train(
     checkpoints: Checkpoints | None,
     console: Console,
     on_epoch: Callable[[Epoch], None],
+    on_logits: Callable[[np.ndarray], None] | None,
 ) -> None:
     """Trains one phase, from where it is to its end."""
     train, validation, optimizer = pictures.train, pictures.validation, state.optimizer
     assert optimizer is not None
     trained = division.trained
     variables = trained.trainable_variables
-    classes = pictures.classes
-    balanced = pictures.data.class_weights == "balanced"
-    weights = class_weights(train.labels, classes) if balanced else np.ones(classes, np.float32)
-    step = _compiled_step(division, optimizer, phase, weights)
+    step = compiled_step(division, optimizer, phase, pictures)
     forward = _compiled(trained)
 
-    for epoch in range(progress.epoch, phase.epochs):
-        with console.bar(f"  epoch {epoch + 1}/{phase.epochs}", len(train.labels)) as advance:
+    left = (phase.epochs - progress.epoch) * len(train.labels)
+    with console.bar(f"  epoch {progress.epoch + 1}/{phase.epochs}", left, keep=False) as advance:
+        for epoch in range(progress.epoch, phase.epochs):
+            label = f"{epoch + 1}/{phase.epochs}"
             started = time.perf_counter() - progress.seconds
             if progress.batch == 0:
                 progress.learning_rate = float(optimizer.learning_rate.numpy())
-            advance(int(progress.totals[2]))
+            advance(int(progress.totals[2]), label=f"  epoch {label}")
             for batch in feed.epoch(epoch, progress.batch):
                 loss, right, count = (float(total) for total in step(*batch))
                 progress.totals = (progress.totals[0] + loss, progress.totals[1] + right, progress.totals[2] + count)
                 progress.batch += 1
                 progress.steps += 1
                 progress.seconds = time.perf_counter() - started
-                advance(int(count))
+                loss, right, seen = progress.totals
+                advance(int(count), f"loss {loss / seen:.2f}, accuracy {right / seen:.2f}")
                 if checkpoints is not None and progress.steps % checkpoints.every == 0:
                     checkpoints.write(progress, state.arrays())
             trained_for = time.perf_counter() - started
@@ -276,34 +283,35 @@ def _train(
                 seconds=time.perf_counter() - started,
                 images_per_second=len(train.labels) / trained_for,
             )
-            advance(0, note=_figures(record))
-        progress.history.append(record)
-        progress.epoch, progress.batch, progress.totals, progress.seconds = epoch + 1, 0, (0.0, 0.0, 0.0), 0.0
-        records = [record for record in progress.history if record.phase == progress.phase + 1]
-        if isinstance(phase.schedule, Plateau) and plateau(
-            [record.validation_accuracy for record in records], phase.schedule.patience
-        ):
-            optimizer.learning_rate = float(optimizer.learning_rate.numpy()) * phase.schedule.factor
-        waited = 0
-        if phase.early_stopping is not None:
-            waited = stalled([record.validation_loss for record in records], phase.early_stopping.min_delta)
-            if waited == 0:
+            progress.history.append(record)
+            progress.epoch, progress.batch, progress.totals, progress.seconds = epoch + 1, 0, (0.0, 0.0, 0.0), 0.0
+            records = [record for record in progress.history if record.phase == progress.phase + 1]
+            if isinstance(phase.schedule, Plateau) and plateau(
+                [record.validation_accuracy for record in records], phase.schedule.patience
+            ):
+                optimizer.learning_rate = float(optimizer.learning_rate.numpy()) * phase.schedule.factor
+            min_delta = 0.0 if phase.early_stopping is None else phase.early_stopping.min_delta
+            waited = stalled([record.validation_loss for record in records], min_delta)
+            if phase.early_stopping is not None and waited == 0:
                 state.best = trained.get_weights()
-        on_epoch(record)
-        if phase.early_stopping is not None and waited >= phase.early_stopping.patience:
-            break
-        if phase.ema is not None and epoch + 1 < phase.epochs:
-            for variable, value in zip(variables, last, strict=True):
-                variable.assign(value)
+            console.row(_cells(record, label, best=waited == 0), f"  epoch {label}: {_figures(record)}")
+            if on_logits is not None:
+                on_logits(logits)
+            on_epoch(record)
+            if phase.early_stopping is not None and waited >= phase.early_stopping.patience:
+                break
+            if phase.ema is not None and epoch + 1 < phase.epochs:
+                for variable, value in zip(variables, last, strict=True):
+                    variable.assign(value)
     if state.best:
         trained.set_weights(state.best)
 
 
-def _compiled_step(
+def compiled_step(
     division: Division,
     optimizer: keras.optimizers.Optimizer,
     phase: Phase,
-    weights: np.ndarray,
+    pictures: Pictures,
 ) -> Callable[..., tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     """One training step over the current strategy's devices.
 
@@ -311,7 +319,7 @@ def _compiled_step(
         division: what is frozen and what trains.
         optimizer: built on the trained variables.
         phase: label smoothing and clipping.
-        weights: float32 [C], of each class in the loss.
+        pictures: whose classes may weigh differently in the loss.
 
     Returns:
         A function of one `feed.Batch` giving three sums over its pictures: of the loss, of right answers, of pictures.
@@ -320,21 +328,28 @@ def _compiled_step(
     devices = distribution.num_replicas_in_sync
     trained = division.trained
     variables = trained.trainable_variables
-    spread = phase.label_smoothing / len(weights)
+    classes = pictures.classes
+    balanced = pictures.data.class_weights == "balanced"
+    weights = class_weights(pictures.train.labels, classes) if balanced else np.ones(classes, np.float32)
+    spread = phase.label_smoothing / classes
+
+    def over_devices(values: Any) -> Any:
+        if devices == 1:  # TensorFlow would keep the graph of every step that sums so for as long as the process lives.
+            return values
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
     def on_one_device(
         features: tf.Tensor, labels: tf.Tensor, counts: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        everywhere = tf.distribute.get_replica_context()
-        pictures = everywhere.all_reduce(tf.distribute.ReduceOp.SUM, tf.reduce_sum(counts))
+        total = over_devices(tf.reduce_sum(counts))
         with tf.GradientTape() as tape:
             logits = division.training_logits(features)
             targets = (labels * (1.0 - phase.label_smoothing) + spread) * weights
             losses = -tf.reduce_sum(targets * tf.nn.log_softmax(logits), axis=-1) * counts
             penalty = tf.add_n(trained.losses) if trained.losses else 0.0
-            loss = tf.reduce_sum(losses) / pictures + penalty / devices
+            loss = tf.reduce_sum(losses) / total + penalty / devices
         gradients = tape.gradient(loss, variables, unconnected_gradients="zero")
-        gradients = everywhere.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        gradients = over_devices(gradients)
         if phase.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, phase.clip_norm)
         # The optimizer sums over devices, once more.
@@ -400,3 +415,16 @@ def _figures(record: Epoch) -> str:
         f"loss {record.loss:.3f}, accuracy {record.accuracy:.3f}; validation {record.validation_loss:.3f}, "
         f"{record.validation_accuracy:.3f}; {record.images_per_second:.0f} images/s"
     )
+
+
+def _cells(record: Epoch, label: str, best: bool) -> dict[str, str]:
+    """An epoch's figures by their headings; `best`: its validation loss is the lowest of its phase so far."""
+    return {
+        "epoch": label,
+        "loss": f"{record.loss:.3f}",
+        "accuracy": f"{record.accuracy:.3f}",
+        "validation\nloss": f"{record.validation_loss:.3f}",
+        "validation\naccuracy": f"{record.validation_accuracy:.3f}",
+        "best": "*" if best else "",
+        "images/s": f"{record.images_per_second:,.0f}",
+    }

@@ -278,15 +278,13 @@ class Frozen:
 
     def _fill(self, store: Store, split: Split, rows: np.ndarray, seeds: np.ndarray) -> None:
         """Computes and keeps activations of rows, ascending."""
-        started, done = time.perf_counter(), 0
         with (
             self._console.bar(f"  frozen layers, {split.name}", len(rows)) as advance,
             closing(self._entries(split, rows, seeds)) as chunks,
         ):
             for entries in chunks:
                 store.write(self._space, entries)
-                done += len(entries)
-                advance(len(entries), f"{done / (time.perf_counter() - started):.0f} images/s")
+                advance(len(entries))
 
     def _recompute(self, split: Split, rows: np.ndarray, seeds: np.ndarray) -> list[bytes]:
         """The values of rows, ascending, computed and put back."""

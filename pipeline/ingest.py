@@ -6,7 +6,6 @@ Shape letters: N pictures, H height, W width.
 import csv
 import hashlib
 import shutil
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,10 @@ from pipeline.parallel import WORKERS, in_order
 from pipeline.pixels import BadImage, PixelSpec, decode
 from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName
 from pipeline.splits import LeftOut, Split, Splits, check_splits
+
+
+CONTRADICTION = "the same picture is labelled"
+"""How the reason begins that a picture is left out for where it is there under several labels."""
 
 
 class Known(Protocol):
@@ -66,37 +69,61 @@ def ingest(
         DataError: the disk is too small, more than `data.max_bad_fraction` of the pictures are bad, or what is left is
             not enough to train and test on.
     """
+    splits = read(data, source, spec, folder, known, console)
+    write_quarantine(quarantine_file, splits.quarantine)
+    check_quarantine(splits, data, quarantine_file)
+    if splits.quarantine:
+        count = len(splits.quarantine) + sum(map(len, splits.all))
+        console.warn(f"{len(splits.quarantine)} of {count} pictures are left out: {_commonest(splits.quarantine)}.")
+    notes = check_splits({split.name: split for split in splits.all}, splits.classes)
+    return replace(splits, notes=splits.notes + notes)
+
+
+def read(data: Data, source: Source, spec: PixelSpec, folder: Path, known: Known | None, console: Console) -> Splits:
+    """As `ingest`, whatever is left out, and where splits are empty. Raises DataError where the disk is too small."""
     folder.mkdir(parents=True, exist_ok=True)
     file = PixelFile(folder, spec)
     if source.size is not None:
         _check_space(source.size, spec, folder)
         file.reserve(source.size)  # Also what is decoded late in the run, when the disk may have become full.
-    read = _read(source, spec, file, known, console)
+    judged = _read(source, spec, file, known, console)
     if known is not None:
         known.add_decodable(
-            pixel_settings(spec), [bytes.fromhex(picture.digest) for picture in read if picture.decoded]
+            pixel_settings(spec), [bytes.fromhex(picture.digest) for picture in judged if picture.decoded]
         )
-    pictures = _without_contradictions(read)
+    pictures = _without_contradictions(judged)
     good = [picture for picture in pictures if picture.reason is None]
     quarantine = tuple(
         LeftOut(picture.name, picture.label, picture.digest, picture.reason)
         for picture in pictures
         if picture.reason is not None
     )
-    write_quarantine(quarantine_file, quarantine)
-    _check_quarantine(quarantine, len(pictures), data, quarantine_file)
-    if quarantine:
-        console.warn(f"{len(quarantine)} of {len(pictures)} pictures are left out: {_commonest(quarantine)}.")
-
     brings = {picture.given for picture in pictures if picture.given is not None}
     given = _most_held_out(good)
     places = [split_of(picture.digest, given[picture.digest], brings, data) for picture in good]
     decoded = np.array([picture.decoded for picture in pictures], bool)
     pixels = Decoded(file, source, spec, [picture.digest for picture in pictures], decoded)
-    splits = {name: _split(name, good, places, source.classes, pixels) for name in SPLIT_NAMES}
-    notes = source.notes + _copies(good, given) + check_splits(splits, source.classes)
-    train, validation, test = (splits[name] for name in SPLIT_NAMES)
+    train, validation, test = (_split(name, good, places, source.classes, pixels) for name in SPLIT_NAMES)
+    notes = source.notes + _copies(good, given)
     return Splits(source.classes, train, validation, test, quarantine, notes, source)
+
+
+def check_quarantine(splits: Splits, data: Data, list_file: Path) -> None:
+    """Refuses, by DataError, data of which too much is left out; `list_file` is where all that is listed."""
+    quarantine = splits.quarantine
+    count = len(quarantine) + sum(map(len, splits.all))
+    if count == 0:
+        raise DataError("The data has no pictures of the classes asked for. Add some, or change data.classes.")
+    if len(quarantine) == count:
+        raise DataError(
+            f"None of the {count} pictures can be used: {_commonest(quarantine)}. All are in {list_file}. Replace them."
+        )
+    if len(quarantine) > data.max_bad_fraction * count:
+        raise DataError(
+            f"{len(quarantine)} of {count} pictures cannot be used, more than data.max_bad_fraction = "
+            f"{data.max_bad_fraction:g} allows: {_commonest(quarantine)}. All are listed in {list_file}. Mend or "
+            "remove them, or raise data.max_bad_fraction."
+        )
 
 
 def split_of(digest: str, given: SplitName | None, brings: Collection[SplitName], data: Data) -> SplitName:
@@ -203,7 +230,6 @@ def _read(source: Source, spec: PixelSpec, file: PixelFile, known: Known | None,
 
     pictures: list[_Picture] = []
     skipped = 0
-    start = time.monotonic()
     with (
         console.bar("reading pictures", source.size) as advance,
         ThreadPoolExecutor(WORKERS) as pool,
@@ -212,8 +238,7 @@ def _read(source: Source, spec: PixelSpec, file: PixelFile, known: Known | None,
         for picture in judged:
             pictures.append(picture)
             skipped += picture.reason is None and not picture.decoded
-            note = f"{len(pictures) / (time.monotonic() - start):,.0f} images/s"
-            advance(1, f"{note}, {skipped:,} of {len(pictures):,} known" if skipped else note)
+            advance(1, f"{skipped:,} of {len(pictures):,} known" if skipped else "")
     return pictures
 
 
@@ -239,24 +264,11 @@ def _without_contradictions(pictures: list[_Picture]) -> list[_Picture]:
             labels.setdefault(picture.digest, set()).add(picture.label)
     doubtful = {digest: sorted(found) for digest, found in labels.items() if len(found) > 1}
     return [
-        replace(picture, reason=f"the same picture is labelled {' and '.join(doubtful[picture.digest])}")
+        replace(picture, reason=f"{CONTRADICTION} {' and '.join(doubtful[picture.digest])}")
         if picture.digest in doubtful
         else picture
         for picture in pictures
     ]
-
-
-def _check_quarantine(quarantine: tuple[LeftOut, ...], count: int, data: Data, list_file: Path) -> None:
-    if count == 0:
-        raise DataError("The data has no pictures of the classes asked for.")
-    if len(quarantine) == count:
-        raise DataError(f"None of the {count} pictures can be used: {_commonest(quarantine)}. All are in {list_file}.")
-    if len(quarantine) > data.max_bad_fraction * count:
-        raise DataError(
-            f"{len(quarantine)} of {count} pictures cannot be used, more than data.max_bad_fraction = "
-            f"{data.max_bad_fraction:g} allows: {_commonest(quarantine)}. All are listed in {list_file}. Mend or "
-            "remove them, or raise data.max_bad_fraction."
-        )
 
 
 def _commonest(quarantine: tuple[LeftOut, ...]) -> str:

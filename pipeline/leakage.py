@@ -5,21 +5,18 @@ Shape letters: N pictures of all splits, D features, S side of a thumbnail.
 
 import csv
 import io
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from pipeline import duplicates, testset
-from pipeline.activations import Key, Store
+from pipeline import duplicates, kept, testset
+from pipeline.activations import Store
 from pipeline.artifacts import CLUSTERS, write_atomically
 from pipeline.backbones import BACKBONES
 from pipeline.config import Augment, Head, Phase, RunConfig
 from pipeline.console import Console
-from pipeline.decoded import pixel_settings
-from pipeline.errors import CacheError
 from pipeline.feed import Pictures
 from pipeline.frozen import PLAIN, Frozen, Views
 from pipeline.model import build, divide
@@ -131,31 +128,16 @@ def _embeddings(
 
 
 def _thumbnails(splits: Splits, spec: PixelSpec, store: Store | None, console: Console) -> np.ndarray:
-    """uint8 [N, S, S, 3], kept like activations: a picture is decoded for its thumbnail once."""
+    """uint8 [N, S, S, 3]."""
     side = duplicates.SIDE
-    space = None if store is None else store.space({"of": "thumbnails", "side": side, "pixels": pixel_settings(spec)})
-    tables = []
-    for split in splits.all:
-        table = np.empty((len(split), side, side, 3), np.uint8)
-        keys: list[Key] = [(bytes.fromhex(digest), b"") for digest in split.digests]
-        known: list[bytes | None] = [None] * len(split)
-        if store is not None and space is not None:
-            known = store.read(space, keys)
-        for row, value in enumerate(known):
-            if value is not None:
-                table[row] = np.frombuffer(value, np.uint8).reshape(table.shape[1:])
-        missing = np.array([row for row, value in enumerate(known) if value is None], int)
-        with closing(split.stream(missing, _CHUNK)) as batches:
-            for rows, images in batches:
-                table[rows] = duplicates.thumbnail(images)
-                if store is not None and space is not None:
-                    try:
-                        store.write(space, [(keys[row], table[row].tobytes()) for row in rows])
-                    except CacheError as error:
-                        console.warn(f"{error} Thumbnails are made again next time.")
-                        store = None
-        tables.append(table)
-    return np.concatenate(tables)
+    like = np.empty((side, side, 3), np.uint8)
+    settings = {"side": side}
+    return np.concatenate(
+        [
+            kept.of_pixels(split, "thumbnails", settings, duplicates.thumbnail, like, spec, store, console)
+            for split in splits.all
+        ]
+    )
 
 
 def _together(splits: Splits, clusters: list[list[str]], is_frozen: bool, path: Path, console: Console) -> Splits:

@@ -129,6 +129,16 @@ def decode(data: bytes, spec: PixelSpec, large: AbstractContextManager[object] =
         raise BadImage(f"damaged or truncated: {error}") from error
 
 
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of an encoded picture, by its header alone; None where no header can be read."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            return (height, width) if _turn(image) in _SIDES_SWAPPED else (width, height)
+    except (UnidentifiedImageError, *_DAMAGE):
+        return None
+
+
 def centre_box(width: int, height: int, spec: PixelSpec) -> tuple[float, float, float, float]:
     """The part of a `width` × `height` picture that the centre crop keeps: left, top, right, bottom, in its pixels."""
     # Written so that no rounding error puts the box outside the picture, where Pillow refuses it.

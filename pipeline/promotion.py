@@ -66,6 +66,7 @@ def install(registry: Registry, home: Path, version: Version, model: Path, reaso
             "graft.export_version": str(number),
         },
     )
+    registry.mark()
     registry.log(f"version {version.number} promoted by {decided_by}: {reason}")
 
     if folder is None:
@@ -162,6 +163,7 @@ def agree(registry: Registry, home: Path, console: Console) -> None:
             text = f"alias {alias} set to {now}, as served; it was {was}"
             registry.log(text)
             console.say(f"MLflow: {text}")
+    registry.mark()
 
 
 def promote_by_hand(registry: Registry, home: Path, number: int, reason: str) -> Champion:
@@ -174,7 +176,7 @@ def promote_by_hand(registry: Registry, home: Path, number: int, reason: str) ->
     version = registry.version(number)
     if version is None:
         numbers = ", ".join(str(found.number) for found in registry.versions()) or "none"
-        raise ConfigError(f"{home.name} has no version {number} in MLflow's registry. There are: {numbers}.")
+        raise ConfigError(f"{home.name} has no version {number} in MLflow's registry. Promote one of: {numbers}.")
     model = _model_of(version, home)
     if model is None:
         raise ConfigError(

@@ -4,13 +4,17 @@ Stages know nothing of this; `run.py` hands their results over.
 """
 
 import fcntl
+import getpass
+import hashlib
 import io
 import json
+import os
 import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,8 +24,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pipeline import artifacts, report
-from pipeline.artifacts import BackboneIdentity, Epoch, Manifest, Parity, RunRecord
+from pipeline import artifacts, notes, report
+from pipeline.artifacts import LOG, OUTPUTS, BackboneIdentity, Epoch, Manifest, Outputs, Parity, PhaseCost, RunRecord
 from pipeline.backbones.weights import digest, started_from
 from pipeline.config import RunConfig
 from pipeline.config_file import dump, load
@@ -32,12 +36,22 @@ from pipeline.ingest import write_splits
 from pipeline.metrics import softmax
 from pipeline.model import Network
 from pipeline.pixels import VERSION, PixelSpec
-from pipeline.splits import Splits
+from pipeline.registry import CHALLENGER, ROLE
+from pipeline.splits import Split, Splits
+from pipeline.system_metrics import watched
 from pipeline.testset import FrozenTest
-from pipeline.tracking import Tracker, resolve_uri, without_password
+from pipeline.tracking import Dataset, Tracker, resolve_uri, without_password
 
-# What MLflow gets of the run's folder. The weights are in the model.
-_LOGGED = ("*.yaml", "*.csv", "*.png", "report.html", "report.json", "history.json", "test-set.json")
+_SHORT = 12
+"""Letters of a digest that people are shown; `manifest.json` and `splits.csv` have whole ones."""
+
+# What MLflow gets of the run's folder, by the folder it goes to. The weights are in the model.
+_LOGGED = {
+    "": ("report.html", "model-card.md", "*.yaml"),
+    "charts": ("*.png",),
+    "data": ("*.csv", "test-set.json"),
+    "figures": ("report.json", "history.json", OUTPUTS),
+}
 
 
 def config_of(run_dir: Path) -> RunConfig:
@@ -55,7 +69,8 @@ def config_of(run_dir: Path) -> RunConfig:
         ) from error
     if record.status == "finished":
         raise ConfigError(
-            f"The run {run_dir} has finished: there is nothing to resume. Its report is {run_dir / 'report.html'}."
+            f"The run {run_dir} has finished: there is nothing to resume. Its report is {run_dir / 'report.html'}. To "
+            f"train once more: graft run {run_dir / 'config.yaml'}"
         )
     if record.challenger:
         raise ConfigError(
@@ -69,7 +84,11 @@ def config_of(run_dir: Path) -> RunConfig:
 
 @contextmanager
 def recorded(
-    config: RunConfig, console: Console, run_dir: Path | None = None, challenger: bool = False
+    config: RunConfig,
+    console: Console,
+    run_dir: Path | None = None,
+    challenger: bool = False,
+    title: str | None = None,
 ) -> Iterator["Recording"]:
     """A run's folder and its MLflow run, from start to end, however it ends.
 
@@ -78,6 +97,7 @@ def recorded(
         console: hears where the folder is.
         run_dir: the folder to make, or that of a run to go on with. Default: a new one.
         challenger: whether it is one of `graft retrain`'s.
+        title: what MLflow calls it. Default: the config's name.
 
     Raises:
         ConfigError: the run's folder or the exported model's cannot be made.
@@ -90,13 +110,15 @@ def recorded(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GraftError(f"The run {folder} is being worked on by another process. Wait for it to end.") from None
-        recording = Recording(config, folder, challenger, console)
-        try:
-            yield recording
-        except BaseException as error:
-            recording.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
-            raise
-        recording.end("FINISHED")
+        with console.also_to(folder / LOG):
+            recording = Recording(config, folder, challenger, title or config.name, console)
+            try:
+                with watched(recording.sample):
+                    yield recording
+            except BaseException as error:
+                recording.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
+                raise
+            recording.end("FINISHED")
 
 
 class Recording:
@@ -109,7 +131,7 @@ class Recording:
         record: what `run.json` will say.
     """
 
-    def __init__(self, config: RunConfig, run_dir: Path, challenger: bool, console: Console) -> None:
+    def __init__(self, config: RunConfig, run_dir: Path, challenger: bool, title: str, console: Console) -> None:
         uri = resolve_uri(config)
         self.run_dir = run_dir
         self.scratch = self.run_dir / "scratch"
@@ -136,14 +158,28 @@ class Recording:
             )
             artifacts.write_atomically(self.run_dir / "config.yaml", dump(self._shown))
             self.record.write(self.run_dir / "run.json")
-        self._tracker = Tracker(self.run_dir, uri, config.experiment, self.run_dir.name, console)
+        self._tracker = Tracker(self.run_dir, uri, config.experiment, notes.named(title, self.run_dir), console)
+        self.sample = self._tracker.sample
         self._tracker.params(config.flat())
-        self._tracker.tags({"graft.code_digest": self._code.digest, "graft.run_dir": str(self.run_dir)})
-        if self._code.commit:
-            self._tracker.tags({"graft.code_commit": self._code.commit})
-        if self.record.started_from:
-            self._tracker.tags({"graft.started_from": self.record.started_from})
+        self._tracker.tags(self._origin())
         console.say(f"run {self.run_dir}")
+
+    def _origin(self) -> dict[str, str]:
+        """Where the run comes from, in tags; MLflow has names and places on its pages for the first ones."""
+        tags = {
+            "mlflow.user": _user(),
+            "mlflow.source.name": "graft retrain" if self.record.challenger else "graft run",
+            "mlflow.source.type": "LOCAL",
+            "graft.run_dir": str(self.run_dir),
+            "graft.code_digest": self._code.digest[:_SHORT],
+        }
+        if self._code.commit:
+            tags["mlflow.source.git.commit"] = self._code.commit
+        if self.record.started_from:
+            tags["graft.started_from"] = self.record.started_from
+        if self.record.challenger:
+            tags[ROLE] = CHALLENGER
+        return tags
 
     def _go_on(self) -> None:
         """Takes up what a run that was killed has recorded."""
@@ -184,24 +220,31 @@ class Recording:
                 "other pictures is no training. Put the data back as it was, or start a new run."
             )
         self._update(data_digest=splits.digest)
-        self._splits, self._mean = splits, mean
+        self._splits = splits
         write_splits(self.run_dir / "splits.csv", splits)
         if mean is not None:
             np.save(self.run_dir / "mean.npy", mean)
-        data = self._config.data
-        self._tracker.tags({"graft.data_digest": splits.digest})
-        self._tracker.dataset(
-            name=data.path or data.name or data.source,
-            digest=splits.digest,
-            source_type="local" if data.path else data.source,
-            source=str(Path(data.path).resolve()) if data.path else data.name or data.source,
-            profile={split.name: len(split.labels) for split in splits.all} | {"quarantined": len(splits.quarantine)},
-            context="training",
-        )
+        self._tracker.tags({"graft.data_digest": splits.digest[:_SHORT]})
+        for split, context in zip(splits.all, ("training", "validation", "test"), strict=True):
+            if len(split):
+                self._tracker.dataset(self._dataset(split), context)
         for note in splits.notes:
             self._console.say(note)
         sizes = ", ".join(f"{len(split.labels)} {split.name}" for split in splits.all)
         self._console.say(f"{sizes}; {len(splits.classes)} classes; {len(splits.quarantine)} quarantined")
+
+    def _dataset(self, split: Split) -> Dataset:
+        """A split as MLflow shows it: which pictures with which labels, and how many of each class."""
+        data, classes = self._config.data, self._splits.classes
+        content = sorted(zip(split.digests, (classes[label] for label in split.labels), strict=True))
+        counts = np.bincount(split.labels, minlength=len(classes)).tolist()
+        return Dataset(
+            name=Path(data.path).name if data.path else data.name or data.source,
+            digest=hashlib.sha256(repr(content).encode()).hexdigest()[:_SHORT],
+            source_type="local" if data.path else data.source,
+            source=str(Path(data.path).resolve()) if data.path else data.name or data.source,
+            profile={"pictures": len(split), **dict(zip(classes, counts, strict=True))},
+        )
 
     def epoch(self, epoch: Epoch) -> None:
         """Records one epoch, on one axis across phases; one that was recorded before the run was killed is known."""
@@ -215,10 +258,10 @@ class Recording:
                 "train/accuracy": epoch.accuracy,
                 "validation/loss": epoch.validation_loss,
                 "validation/accuracy": epoch.validation_accuracy,
-                "learning_rate": epoch.learning_rate,
-                "seconds": epoch.seconds,
-                "images_per_second": epoch.images_per_second,
-                "phase": epoch.phase,
+                "train/learning_rate": epoch.learning_rate,
+                "train/phase": epoch.phase,
+                "time/epoch_seconds": epoch.seconds,
+                "time/images_per_second": epoch.images_per_second,
             },
             step=epoch.epoch,
         )
@@ -227,13 +270,17 @@ class Recording:
             self.run_dir / "history.json", json.dumps([asdict(epoch) for epoch in self._history], indent=2)
         )
 
+    def phase(self, cost: PhaseCost) -> None:
+        """Records what a phase of training took."""
+        self._update(phases=[*(known for known in self.record.phases if known.phase < cost.phase), cost])
+
     def network(self, network: Network) -> None:
         """Keeps the trained weights; a later run can start from them."""
         network.backbone.save_weights(self.run_dir / "backbone.weights.h5")
         network.head.save_weights(self.run_dir / "head.weights.h5")
         self._weights_digest = digest(network.model)
 
-    def scores(self, scores: Report, test_logits: np.ndarray) -> None:
+    def scores(self, scores: Report, test_logits: np.ndarray, validation_logits: np.ndarray) -> None:
         """Records the evaluation."""
         self._scores = scores
         self._update(metrics={f"test_{name}": value for name, value in scores.metrics.items()})
@@ -241,10 +288,17 @@ class Recording:
         test, classes = self._splits.test, list(self._splits.classes)
         probabilities = softmax(test_logits, scores.temperature)
         write_predictions(self.run_dir / "predictions.csv", list(test.names), test.labels, probabilities, classes)
+        validation = self._splits.validation
+        Outputs(
+            self._splits.classes, test.names, test.digests, test.labels, test_logits,
+            validation.digests, validation.labels, validation_logits,
+        ).write(self.run_dir / OUTPUTS)  # fmt: skip
         low, high = scores.accuracy_interval
-        figures = {f"test/{name}": value for name, value in scores.metrics.items()}
-        figures |= {"test/accuracy_low": low, "test/accuracy_high": high, "temperature": scores.temperature}
-        self._tracker.metrics(figures, step=len(self._history))
+        self._figures = {"test/accuracy": scores.metrics["accuracy"]}
+        self._figures |= {"test/accuracy_low": low, "test/accuracy_high": high}
+        self._figures |= {f"test/{name}": value for name, value in scores.metrics.items()}
+        self._tracker.metrics(self._figures, step=0, dataset=self._dataset(test))
+        self._tracker.metrics({"validation/temperature": scores.temperature}, step=0)
 
     def test_set(self, test_set: FrozenTest) -> None:
         """Keeps the frozen test set that the run is judged on."""
@@ -281,36 +335,28 @@ class Recording:
         """Records where servers find the model."""
         self._update(export_dir=str(export_dir))
 
-    def report(self) -> None:
+    def report(self, network: Network) -> None:
         """Draws the report, and hands everything to MLflow."""
-        export_dir = self.record.export_dir
-        report.write(
-            self.run_dir,
-            self._config.name,
-            self._scores,
-            self._history,
-            self._mean,
-            config=dump(self._shown),
-            facts={
-                "exported model": export_dir or f"{self.model_dir}, not published",
-                "MLflow store": self.record.tracking_uri,
-                "MLflow run": self._tracker.run_id or "not delivered yet",
-                "data digest": self._splits.digest,
-                "weights digest": self._weights_digest,
-                "code digest": self._code.digest,
-                "code commit": self._code.commit or "not in a checkout",
-            },
-            command=f"graft run {shlex.quote(str(self.run_dir / 'config.yaml'))}",
-        )
-        for path in sorted(path for pattern in _LOGGED for path in self.run_dir.glob(pattern)):
-            self._tracker.artifact(path)
-        self._tracker.model(self.model_dir, example=self._example())
+        test = self._splits.test
+        rows = {digest: row for row, digest in enumerate(test.digests)}
+
+        def look(digests: Sequence[str]) -> dict[str, np.ndarray]:
+            return dict(zip(digests, test.images(np.array([rows[digest] for digest in digests])), strict=True))
+
+        report.write(report.read(self.run_dir), network, look)
+        for folder, patterns in _LOGGED.items():
+            for path in sorted(path for pattern in patterns for path in self.run_dir.glob(pattern)):
+                self._tracker.artifact(path, folder)
+        sentence = self._sentence()
+        about = notes.version(sentence, artifacts.card(self.run_dir))
+        self._tracker.tags({notes.NOTE: notes.finished(sentence, self._figures, self.run_dir)})
+        self._tracker.model(self._config.name, self.model_dir, self._example(), about)
         if not self.record.challenger:  # Else the gate has its say first.
-            self._tracker.version(self._config.name, self._version_tags())
+            self._tracker.version(self._config.name, self._version_tags(), about)
 
     def _version_tags(self) -> dict[str, str]:
         """What the registry says of this model."""
-        tags = {"graft.data_digest": self._splits.digest, "graft.run_dir": str(self.run_dir)}
+        tags = {"graft.data_digest": self._splits.digest[:_SHORT], "graft.run_dir": str(self.run_dir)}
         if self.record.export_dir is not None:
             export_dir = Path(self.record.export_dir)
             tags |= {"graft.export_dir": str(export_dir), "graft.export_version": export_dir.name}
@@ -319,10 +365,31 @@ class Recording:
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], error: BaseException | None = None) -> None:
         """Ends the run here and in MLflow."""
         shutil.rmtree(self.scratch, ignore_errors=True)
+        defect = error is not None and not isinstance(error, (GraftError, KeyboardInterrupt))
+        why = "".join(traceback.format_exception(error)).rstrip() if defect else _reason(error)
+        if status == "KILLED" and not self.record.challenger:
+            self._console.say(f"go on with: graft run --resume {shlex.quote(str(self.run_dir))}")
+        self._console.log(status.lower() if why is None else f"{status.lower()}: {why}")
+        self._tracker.artifact(self.run_dir / LOG)
+        if status == "FINISHED":
+            took = {f"time/{stage}_seconds": seconds for stage, seconds in self.record.seconds.items()}
+            self._tracker.metrics(took, step=0)
+        else:
+            self._tracker.tags({notes.NOTE: notes.stopped(status, _reason(error) or "")})
         self._tracker.finish(status)
         self._update(status=status.lower(), finished_at=_now(), error=_reason(error))
         if status == "FINISHED":  # Else it may be gone on with.
             shutil.rmtree(self.checkpoint, ignore_errors=True)
+
+    def _sentence(self) -> str:
+        """What came of the run."""
+        figures, backbone = self._figures, self._config.backbone
+        return (
+            f"{_percent(figures['test/accuracy'])} of {len(self._splits.test):,} test pictures are right (95 % "
+            f"interval {_percent(figures['test/accuracy_low'])} to {_percent(figures['test/accuracy_high'])}): "
+            f"{backbone.name}, {len(self._splits.classes)} classes, {len(self._splits.train):,} training pictures, "
+            f"{len(self._history)} epochs."
+        )
 
     def _example(self) -> bytes:
         """A test picture as the network sees it, encoded."""
@@ -360,3 +427,14 @@ def _reason(error: BaseException | None) -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A container may run under a number that has no name.
+        return str(os.getuid())

@@ -4,7 +4,10 @@
     alias previous       the champion before it, for a rollback
     tags of a version    graft.data_digest, graft.export_version, graft.export_dir, graft.run_dir: what it is
                          graft.promoted_at, graft.reason, graft.decided_by: how it became the champion
+                         graft.role: champion, previous, former (once one of the two) or challenger (never yet); its
+                         run has this tag, too
     tags of the model    graft.history.<UTC time>: what was done, a line each
+    description          of the model: who is champion since when, and why; of a version: its model card
 
 MLflow never gives a version's number again, also when the version was removed.
 """
@@ -17,12 +20,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.errors import GraftError, TrackingError
 from pipeline.tracking import connect, reason_of, without_password
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+
+ROLE = "graft.role"
+"""The tag of a version, and of its run, that says what part it plays."""
+CHALLENGER = "challenger"
+FORMER = "former"
 
 _HISTORY = "graft.history."
 _HISTORY_LINES = 100
@@ -116,6 +125,19 @@ class Registry:
             elif self._model() is not None:
                 self._client.delete_registered_model_alias(self._name, alias)
 
+    def mark(self) -> None:
+        """Says on each version, on its run and in the model's description what the aliases make of it."""
+        with self._asking("mark the champion"):
+            for version in self._found(f"name = '{self._name}'"):
+                role = _role(version)
+                if role != version.tags.get(ROLE):
+                    assert role is not None
+                    run = _unless_missing(self._client.get_run, version.run_id)
+                    if run is not None and run.info.lifecycle_stage == "active":  # Else it was removed.
+                        self._client.set_tag(version.run_id, ROLE, role)
+                    self._client.set_model_version_tag(self._name, str(version.number), ROLE, role)
+            _describe(self._client, self._name)
+
     def delete(self, number: int) -> None:
         """Removes a version and its aliases; nothing happens where it is gone already."""
         with self._asking(f"remove version {number}"):
@@ -154,24 +176,7 @@ class Registry:
     def _found(self, condition: str) -> list[Version]:
         """The versions of this name that a search gives, the newest first."""
         model = self._model()
-        if model is None:
-            return []
-        # A search leaves the aliases out.
-        aliases: dict[int, list[str]] = {}
-        for alias, number in model.aliases.items():
-            aliases.setdefault(int(number), []).append(alias)
-        found = [
-            Version(
-                number=int(entity.version),
-                run_id=entity.run_id,
-                created_at=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),
-                aliases=tuple(sorted(aliases.get(int(entity.version), []))),
-                tags=dict(entity.tags),
-            )
-            for entity in _pages(self._client.search_model_versions, condition)
-            if entity.name == self._name
-        ]
-        return sorted(found, key=lambda version: version.number, reverse=True)
+        return [] if model is None else _versions(self._client, model, condition)
 
     def _model(self) -> Any:
         """The registered model; None where missing."""
@@ -202,7 +207,9 @@ def names(uri: str) -> list[str]:
         return sorted(model.name for model in _pages(connect(uri).search_registered_models, None))
 
 
-def register_logged_model(client: Any, name: str, run_id: str, model: Any, tags: Mapping[str, str]) -> int:
+def register_logged_model(
+    client: Any, name: str, run_id: str, model: Any, tags: Mapping[str, str], description: str = ""
+) -> int:
     """Makes a version of a logged model, or finds the one that the run has, and sets its tags. May be repeated.
 
     Args:
@@ -211,6 +218,7 @@ def register_logged_model(client: Any, name: str, run_id: str, model: Any, tags:
         run_id: of the run that made the logged model.
         model: an `mlflow.entities.LoggedModel`.
         tags: of the version.
+        description: of the version, as Markdown. One that is there already stays.
 
     Returns:
         The version's number.
@@ -224,13 +232,16 @@ def register_logged_model(client: Any, name: str, run_id: str, model: Any, tags:
         version = found[0]
         for key, value in tags.items():
             client.set_model_version_tag(name, version.version, key, value)
+        if description and not version.description:
+            client.update_model_version(name, version.version, description)
     else:
         version = client.create_model_version(
-            name, model.artifact_location, run_id, tags=dict(tags), model_id=model.model_id
+            name, model.artifact_location, run_id, tags=dict(tags), description=description, model_id=model.model_id
         )
     # MLflow's own link from the logged model to the registered one.
     link = json.dumps([{"name": name, "version": version.version}])
     client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
+    _describe(client, name)
     return int(version.version)
 
 
@@ -245,6 +256,73 @@ def ensure_model(client: Any, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # Somebody else was faster.
             raise
+
+
+def _versions(client: Any, model: Any, condition: str) -> list[Version]:
+    """The versions of a registered model that a search gives, the newest first."""
+    # A search leaves the aliases out.
+    aliases: dict[int, list[str]] = {}
+    for alias, number in model.aliases.items():
+        aliases.setdefault(int(number), []).append(alias)
+    found = [
+        Version(
+            number=int(entity.version),
+            run_id=entity.run_id,
+            created_at=datetime.fromtimestamp(entity.creation_timestamp / 1000, UTC),
+            aliases=tuple(sorted(aliases.get(int(entity.version), []))),
+            tags=dict(entity.tags),
+        )
+        for entity in _pages(client.search_model_versions, condition)
+        if entity.name == model.name
+    ]
+    return sorted(found, key=lambda version: version.number, reverse=True)
+
+
+def _role(version: Version) -> str | None:
+    """What part a version plays; None for one of a run outside of the game of champions and challengers."""
+    for alias in (CHAMPION, PREVIOUS):
+        if alias in version.aliases:
+            return alias
+    role = version.tags.get(ROLE)
+    return FORMER if role in (CHAMPION, PREVIOUS) else role
+
+
+_OURS = "*Written by Graft, and kept up to date; a text of your own in place of this one stays.*"
+
+
+def _describe(client: Any, name: str) -> None:
+    """Writes what a registered model is into its description, unless somebody has written one."""
+    model = client.get_registered_model(name)
+    if model.description and not model.description.rstrip().endswith(_OURS):
+        return
+    text = _description(name, _versions(client, model, f"name = '{name}'"))
+    if text != model.description:
+        client.update_registered_model(name, text)
+
+
+def _description(name: str, versions: list[Version]) -> str:
+    line = [(alias, version) for alias in (CHAMPION, PREVIOUS) for version in versions if alias in version.aliases]
+    parts = [f"Image classifier **{name}**: pictures in, a label and probabilities out."]
+    if line:
+        rows = "\n".join(f"| {alias} | {_lineage(name, version)} |" for alias, version in line)
+        parts.append(f"| | version | promoted | why |\n|---|---|---|---|\n{rows}")
+        parts.append(f"`models:/{name}@{CHAMPION}` is what is served; `@{PREVIOUS}` is what a rollback goes back to.")
+    else:
+        parts.append("No version was promoted yet.")
+    parts.append(
+        "The description of a version is its model card. Its source run has the data it learned from, every parameter, "
+        "the report and the gate's decision. The tags `graft.history...` say what was done here, and when."
+    )
+    return "\n\n".join([*parts, _OURS])
+
+
+def _lineage(name: str, version: Version) -> str:
+    """Three cells of a Markdown table."""
+    when = version.tags.get("graft.promoted_at", "")[:16].replace("T", " ")
+    by = version.tags.get("graft.decided_by", "")
+    reason = " ".join(version.tags.get("graft.reason", "").split())[:500].replace("|", "\\|")
+    link = f"[{version.number}](#/models/{quote(name)}/versions/{version.number})"
+    return f"{link} | {when} UTC by {by} | {reason}" if when else f"{link} | | "
 
 
 @contextmanager

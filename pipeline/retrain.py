@@ -19,9 +19,9 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from pipeline import contents, gate_page, promotion, publish, testset
+from pipeline import contents, gate_page, notes, promotion, publish, testset
 from pipeline.activations import opened
-from pipeline.artifacts import LEARNED_FROM, MODEL, Record, RunRecord, new_folder, read_manifest
+from pipeline.artifacts import LEARNED_FROM, LOG, MODEL, Record, RunRecord, card, new_folder, read_manifest
 from pipeline.config import RunConfig, seconds
 from pipeline.console import Console
 from pipeline.contents import Contents
@@ -32,7 +32,7 @@ from pipeline.locks import Held, Lock, locked
 from pipeline.promotion import alone
 from pipeline.publish import Champion
 from pipeline.quiet import import_tensorflow
-from pipeline.registry import Registry
+from pipeline.registry import CHALLENGER, ROLE, Registry
 from pipeline.retention import retain
 from pipeline.smoke import SmokeTestError, read_token, smoke_test
 from pipeline.sources import open_source
@@ -79,6 +79,7 @@ class Job(Record):
         data: digest of the data's contents.
         champion: the registered version that is challenged; None without one.
         started_at: UTC, ISO 8601.
+        why: there was reason to train.
     """
 
     step: Literal["train", "judge", "promote"]
@@ -87,6 +88,7 @@ class Job(Record):
     data: str
     champion: int | None
     started_at: str
+    why: str = ""
 
     @property
     def question(self) -> tuple[str, str, int | None]:
@@ -183,7 +185,7 @@ def _retrain(work: _Work) -> Outcome:
             work.console.say(reason)
             job = Job(
                 step="train", run_dir=str(new_folder(work.folder)), started_at=_now(),
-                config=question[0], data=question[1], champion=question[2],
+                config=question[0], data=question[1], champion=question[2], why=reason,
             )  # fmt: skip
             _write(job, work)
         if job.step == "train":
@@ -286,7 +288,7 @@ def _train(job: Job, work: _Work, champion: Champion | None, classes: tuple[str,
             head = start / "head.weights.h5"
         config = config.model_copy(update={"backbone": backbone})
     frozen = testset.newest(testset.folder_of(config.output_dir, config.name))
-    run(config, work.console, run_dir, Challenge(frozen, head))
+    run(config, work.console, run_dir, Challenge(frozen, head), title=f"challenger: {job.why}")
 
 
 def _judge(job: Job, work: _Work, champion: Champion | None, source: Source) -> Decision:
@@ -303,7 +305,9 @@ def _judge(job: Job, work: _Work, champion: Champion | None, source: Source) -> 
         assert model is not None, "looked for before the training"
         against = f"version {champion.registered}", model
     config = work.config
-    result = judge(run_dir, against, source, len(frozen.pictures), config.gate, config.seed, work.console)
+    with work.console.also_to(run_dir / LOG):
+        result = judge(run_dir, against, source, len(frozen.pictures), config.gate, config.seed, work.console)
+        work.console.log(f"the gate: {result.verdict.decision.reason}")
     job.write(run_dir / "job.json")
     result.verdict.write(run_dir / "gate.json")
     gate_page.write(run_dir / "gate.html", result.verdict.decision, result.flips, _facts(result.verdict, frozen, job))
@@ -331,11 +335,13 @@ def _tell_mlflow(run_dir: Path, verdict: Verdict, work: _Work) -> None:
     said = {"graft.gate": "passed" if decision.promote else "refused", "graft.gate_reason": decision.reason}
     tracker.tags(said)
     tracker.metrics({f"gate/{name}": value for name, value in decision.figures.items()}, step=0)
-    for name in ("gate.json", "gate.html"):
+    for name in ("gate.json", "gate.html", LOG):
         tracker.artifact(run_dir / name)
     # One that is refused is a version too: somebody may want it all the same.
     data = read_manifest(run_dir / MODEL).data_digest
-    tracker.version(config.name, said | {"graft.run_dir": str(run_dir), "graft.data_digest": data})
+    tags = said | {ROLE: CHALLENGER, "graft.run_dir": str(run_dir), "graft.data_digest": data[:12]}
+    sentence = f"{'Passed' if decision.promote else 'Refused by'} the gate: {decision.reason}"
+    tracker.version(config.name, tags, notes.version(sentence, card(run_dir)))
     tracker.finish("FINISHED")
 
 

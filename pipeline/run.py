@@ -33,7 +33,11 @@ class Challenge:
 
 
 def run(
-    config: RunConfig, console: Console, run_dir: Path | None = None, challenge: Challenge | None = None
+    config: RunConfig,
+    console: Console,
+    run_dir: Path | None = None,
+    challenge: Challenge | None = None,
+    title: str | None = None,
 ) -> RunRecord:
     """Trains, evaluates, exports and records one model, and publishes it unless a champion is to be challenged.
 
@@ -42,6 +46,7 @@ def run(
         console: hears how it goes.
         run_dir: the folder of a run that was killed and goes on, or to make. Default: a new one.
         challenge: what `retrain` asks.
+        title: what MLflow calls it. Default: the config's name.
 
     Returns:
         What `run.json` in the run's folder says.
@@ -59,7 +64,7 @@ def run(
         model.check_phases(backbone, row, config.phases)
 
         with (
-            recorded(config, console, run_dir, challenger=challenge is not None) as recording,
+            recorded(config, console, run_dir, challenge is not None, title) as recording,
             opened(config.cache, Path(config.cache_dir), console) as store,
         ):
             with recording.stage("ingest"):
@@ -78,7 +83,9 @@ def run(
                     network.head.load_weights(challenge.head)
                 pictures = Pictures.of(config, splits, spec, store)
                 checkpoints = Checkpoints(recording.checkpoint, config.checkpoint.every)
-                finetune.finetune(network, config.phases, pictures, checkpoints, console, recording.epoch)
+                finetune.finetune(
+                    network, config.phases, pictures, checkpoints, console, recording.epoch, recording.phase
+                )
                 recording.network(network)
             with recording.stage("evaluate"):
                 validation_logits = finetune.predict(network.model, splits.validation, data.batch_size)
@@ -87,7 +94,7 @@ def run(
                     test_logits, splits.test.labels, validation_logits, splits.validation.labels,
                     list(splits.classes), config.seed,
                 )  # fmt: skip
-                recording.scores(scores, test_logits)
+                recording.scores(scores, test_logits, validation_logits)
             with recording.stage("export"):
                 parity = export.export(
                     network.embedding, scores.temperature, splits.classes, spec, export.TestPictures.of(splits),
@@ -103,7 +110,7 @@ def run(
                         if publish.champion(home) is None:  # Else only a promotion changes what is served.
                             recording.published(publish.publish(recording.model_dir, home))
             with recording.stage("report"):
-                recording.report()
+                recording.report(network)
     return recording.record
 
 

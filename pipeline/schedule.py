@@ -74,6 +74,7 @@ def schedule(
     times = cron_times(cron, timezone)
     # -P: a folder called pipeline where graft is run is not this package.
     command = [sys.executable, "-P", "-m", "pipeline", "retrain", str(config_path), "--json"]
+    command += ["--quiet"] if console.quiet else []
     command += [word for override in overrides for word in ("--set", override)]
     state_file = Path(config.output_dir) / config.name / "schedule.json"
     state_file.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,10 @@ def read_token(rules: SmokeTest) -> str | None:
     try:
         return Path(rules.token_file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"retrain.smoke_test.token_file {rules.token_file} cannot be read ({error}).") from None
+        raise ConfigError(
+            f"retrain.smoke_test.token_file {rules.token_file} cannot be read ({error}). Give a file that holds the "
+            "endpoint's token."
+        ) from None
 
 
 def _ask(url: str, body: Any, token: str | None) -> Any:

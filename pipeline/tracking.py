@@ -5,13 +5,15 @@ that MLflow has not taken yet: during the run after every line, or later, for `g
 delivering. Each line can be replayed without harm, so a crash at any moment costs nothing but a repetition.
 
     kind                fields
-    run                 id, uri, experiment, name, time; the first line
+    run                 id, uri, experiment, name, time; parent, the folder of the run that it is a part of;
+                        the first line
     params, tags        values: a dict of strings
-    metrics             values: a dict of numbers, or "nan", "inf" and "-inf"; step, time
-    dataset             name, digest, source_type, source, profile, context
+    metrics             values: a dict of numbers, or "nan", "inf" and "-inf"; step, time; dataset, the name and digest
+                        of the one that they were measured on
+    dataset             name, digest, source_type, source, schema, profile, context
     artifact            path, relative to run_dir; folder
-    model               export_dir, absolute; example, base64
-    version             name, tags: the model becomes a registered version
+    model               name, description; export_dir, absolute; example, base64
+    version             name, tags, description: the model becomes a registered version
     status              status, time; the last line, unless a run that was killed goes on, or is judged later
 
 Times are milliseconds since 1970. How far the journal was delivered stands in `run_dir/tracking.state.json`.
@@ -25,11 +27,13 @@ import math
 import os
 import re
 import shlex
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -37,6 +41,7 @@ from urllib.parse import quote, unquote
 
 from pydantic import ValidationError
 
+from pipeline import notes
 from pipeline.artifacts import RunRecord, write_atomically
 from pipeline.config import RunConfig
 from pipeline.console import Console
@@ -44,10 +49,25 @@ from pipeline.errors import ConfigError, TrackingError
 
 JOURNAL = "tracking.jsonl"
 STATE = "tracking.state.json"
+PARTS = "trials"
+"""In a sweep's folder: the folders of its trials, whose runs are parts of the sweep's."""
 
-_RUN_TAG = "graft.run_dir_id"
-# MLflow's page opens on training runs and their metrics instead of on language models.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+SYSTEM = "system/"
+"""How the names of figures begin that MLflow's pages show apart, as system metrics."""
+
+# MLflow's pages leave tags out that begin so; nobody reads this one.
+_RUN_TAG = "mlflow.graft.journal"
+# Of every dataset: MLflow's pages list its columns.
+_SCHEMA = json.dumps(
+    {
+        "mlflow_colspec": [
+            {"name": "image", "type": "binary", "required": True},
+            {"name": "label", "type": "string", "required": True},
+        ]
+    }
+)
+# PostgreSQL and MySQL have room for so many characters in a description.
+_TEXT = 5000
 
 _ENVIRONMENT = {
     # The journal is the retry. A request that is repeated blindly could also create a second run.
@@ -123,7 +143,7 @@ def connect(uri: str) -> Any:
 
 
 class Tracker:
-    """Where a run puts what MLflow shall know.
+    """Where a run puts what MLflow shall know. It may be called from several threads.
 
     No call raises because MLflow is away or refuses: the first failure is a warning, the next attempts come at growing
     intervals, and `finish` makes a last one.
@@ -137,6 +157,8 @@ class Tracker:
         run_name: str,
         console: Console,
         clock: Callable[[], float] = time.monotonic,
+        parent: Path | None = None,
+        at_once: bool = True,
     ) -> None:
         """Starts the journal of a run, or goes on with the one there is. What that says already is not said again.
 
@@ -147,21 +169,31 @@ class Tracker:
             run_name: the name MLflow shows.
             console: told once when MLflow is away.
             clock: seconds; paces the attempts.
+            parent: the folder of the run that this one is a part of, such as a trial of a sweep; MLflow shows it below
+                that one. It has a journal already.
+            at_once: whether each line is delivered when it is written; else the caller calls `deliver`.
         """
         # MLflow waits two minutes for an answer; training shall not. `graft sync` has the time.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         self._run_dir = run_dir.resolve()
         self._console = console
         self._clock = clock
+        self._at_once = at_once
         self._wait_s = 0.0
         self._retry_at = -math.inf
-        self._said: set[str] = set()
+        self._writing = threading.Lock()
         # A tracking URI may hold a password.
         (self._run_dir / JOURNAL).touch(mode=0o600)
         earlier = _mended(self._run_dir / JOURNAL)
         self._said = {_gist(record) for record in earlier}
+        samples = [r["step"] for r in earlier if r["kind"] == "metrics" and next(iter(r["values"])).startswith(SYSTEM)]
+        self._samples = max(samples, default=-1) + 1
         if not earlier:
-            self._append("run", id=uuid.uuid4().hex, uri=uri, experiment=experiment, name=run_name, time=_now_ms())
+            part_of = {} if parent is None else {"parent": str(parent.resolve())}
+            self._append(
+                "run", id=uuid.uuid4().hex, uri=uri, experiment=experiment, name=run_name, time=_now_ms(),
+                **part_of,
+            )  # fmt: skip
         elif earlier[-1]["kind"] == "status":
             self._append("status", status="RUNNING", time=_now_ms())
 
@@ -176,38 +208,41 @@ class Tracker:
 
     def tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags, as text of up to 5000 characters; an earlier value is replaced."""
-        self._append("tags", values={key: str(value)[:5000] for key, value in tags.items()})
+        self._append("tags", values={key: str(value)[:_TEXT] for key, value in tags.items()})
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Logs numbers at a step. Names: letters, digits, and `_ - . / : space`.
+    def metrics(self, values: Mapping[str, float], step: int, dataset: "Dataset | None" = None) -> None:
+        """Logs numbers at a step. Names: letters, digits, and `_ - . / : space`; what is before the slash is a group.
 
         SQL stores keep nan, and the largest float in place of an infinity.
-        """
-        assert all(re.fullmatch(r"[\w\-. /:]{1,250}", name) for name in values), f"MLflow refuses a name in {values}"
-        # JSON has no word for nan and the infinities.
-        numbers = {name: float(x) if math.isfinite(x) else str(float(x)) for name, x in values.items()}
-        self._append("metrics", values=numbers, step=step, time=_now_ms())
-
-    def dataset(
-        self, name: str, digest: str, source_type: str, source: str, profile: Mapping[str, int], context: str
-    ) -> None:
-        """Logs which data the run used.
 
         Args:
-            name: what the data is called.
-            digest: hexadecimal digest of its content; MLflow has room for 36 characters of it.
-            source_type: local for files on this machine, which MLflow can open again, or the kind of source, e.g. tfds.
-            source: path or address of the data.
-            profile: counts, e.g. of pictures per split.
-            context: what the data was used for, e.g. training.
+            values: by name.
+            step: MLflow draws figures whose only step is 0 as bars, and others as lines.
+            dataset: what the final figures of a model were measured on; MLflow shows them with the model, too.
         """
+        on = {} if dataset is None else {"dataset": [dataset.name, dataset.digest]}
+        self._append("metrics", values=_numbers(values), step=step, time=_now_ms(), **on)
+
+    def sample(self, values: Mapping[str, float]) -> None:
+        """Logs what the machine does at this moment, each figure under `system/`.
+
+        Nothing is delivered for this alone: it goes with what the run says next.
+        """
+        with self._writing:
+            numbers = _numbers({f"{SYSTEM}{name}": value for name, value in values.items()})
+            self._write({"kind": "metrics", "values": numbers, "step": self._samples, "time": _now_ms()})
+            self._samples += 1
+
+    def dataset(self, dataset: "Dataset", context: str) -> None:
+        """Logs which data the run used, and what for, e.g. training."""
         self._append(
             "dataset",
-            name=name[:500],
-            digest=digest[:36],
-            source_type=source_type,
-            source=json.dumps({"uri": source}),
-            profile=json.dumps(dict(profile)),
+            name=dataset.name[:500],
+            digest=dataset.digest[:36],
+            source_type=dataset.source_type,
+            source=json.dumps({"uri": dataset.source}),
+            schema=_SCHEMA,
+            profile=json.dumps(dict(dataset.profile)),
             context=context,
         )
 
@@ -215,19 +250,29 @@ class Tracker:
         """Uploads a file, or a directory under its name, from inside the run's folder to `folder` of the artifacts."""
         self._append("artifact", path=str(path.resolve().relative_to(self._run_dir)), folder=folder)
 
-    def model(self, export_dir: Path, example: bytes) -> None:
-        """Logs an exported model.
+    def model(self, name: str, export_dir: Path, example: bytes, description: str = "") -> None:
+        """Logs an exported model, with the parameters of the run and the figures that were measured on a dataset.
 
         Args:
+            name: what MLflow calls it.
             export_dir: the SavedModel. Its signature `serving_default` takes `image_bytes` (string [N]) to
                 `probabilities` (float32 [N, C]), `label` (string [N]) and `score` (float32 [N]).
             example: one encoded picture, the model's input example; small, for the journal holds it.
+            description: Markdown, of which MLflow has room for 5000 characters.
         """
-        self._append("model", export_dir=str(export_dir.resolve()), example=base64.b64encode(example).decode())
+        encoded = base64.b64encode(example).decode()
+        where, text = str(export_dir.resolve()), description[:_TEXT]
+        self._append("model", name=name, description=text, export_dir=where, example=encoded)
 
-    def version(self, name: str, tags: Mapping[str, str]) -> None:
-        """Registers the logged model as a version of the registered model `name`, created where missing."""
-        self._append("version", name=name, tags=dict(tags))
+    def version(self, name: str, tags: Mapping[str, str], description: str = "") -> None:
+        """Registers the logged model as a version of the registered model `name`, created where missing.
+
+        Args:
+            name: of the registered model.
+            tags: of the version.
+            description: of the version; as for `model`.
+        """
+        self._append("version", name=name, tags=dict(tags), description=description[:_TEXT])
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Ends the run, and says how to deliver later what could not be delivered now."""
@@ -239,9 +284,9 @@ class Tracker:
         # A file may have changed since, and a run may end more than once.
         if kind not in ("artifact", "status") and _gist(record) in self._said:
             return
-        with (self._run_dir / JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(record, allow_nan=False) + "\n")
-        if self._clock() < self._retry_at:
+        with self._writing:
+            self._write(record)
+        if not self._at_once or self._clock() < self._retry_at:
             return
         try:
             deliver(self._run_dir, self._console)
@@ -252,6 +297,29 @@ class Tracker:
                 self._console.warn(f"The run goes on without MLflow and will try again by itself. {error}")
             self._wait_s = self._wait_s * 2 or _FIRST_WAIT_S
             self._retry_at = self._clock() + self._wait_s
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with (self._run_dir / JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures that a run used.
+
+    Attributes:
+        name: what the data is called; MLflow has room for 500 characters.
+        digest: of its content; MLflow has room for 36 characters.
+        source_type: local for files on this machine, which MLflow can open again, or the kind of source, e.g. tfds.
+        source: path or address of the data.
+        profile: counts, e.g. of pictures per class.
+    """
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    profile: Mapping[str, int]
 
 
 # ------------------------------------------------------------------------------------------------------------ delivery
@@ -307,19 +375,22 @@ def deliver(run_dir: Path, console: Console) -> Delivery:
             return Delivery(state.run_id, shown_uri, 0)
         try:
             client = connect(header["uri"])
-            run_id = state.run_id or _open_run(client, header)
+            run_id = state.run_id or _open_run(client, header, console)
             target = _Target(client, run_id, run_dir, console)
-            for delivered, record in enumerate(pending, start=state.delivered + 1):
+            delivered = state.delivered
+            for lines, record in _merged(pending):
                 _SENDERS[record["kind"]](target, record)
+                delivered += lines
                 write_atomically(run_dir / STATE, json.dumps(asdict(_State(run_id, delivered))))
-        except AssertionError:
+        except (AssertionError, TrackingError):  # The latter is of the run that this one is a part of.
             raise
         except Exception as error:
             # MLflow's stores and artifact clients are plug-ins that raise what they like: its own, SQLAlchemy's,
             # requests', botocore's errors.
+            whole = shlex.quote(header.get("parent", str(run_dir)))
             raise TrackingError(
                 f"MLflow at {shown_uri} did not take all records of this run: {reason_of(error)}. They are kept in the "
-                f"run's folder. Deliver them once MLflow is there: graft sync {shlex.quote(str(run_dir))}"
+                f"run's folder. Deliver them once MLflow is there: graft sync {whole}"
             ) from error
         return Delivery(run_id, shown_uri, len(pending))
 
@@ -331,6 +402,9 @@ def sync(run_dir: Path, console: Console) -> Delivery:
         TrackingError: as `deliver`, or the run's `run.json` is missing or damaged.
     """
     delivery = deliver(run_dir, console)
+    if (run_dir / PARTS).is_dir():
+        parts = sorted(path.parent for path in run_dir.glob(f"{PARTS}/*/{JOURNAL}"))
+        return replace(delivery, records=delivery.records + sum(deliver(part, console).records for part in parts))
     path = run_dir / "run.json"
     try:
         record = RunRecord.read(path)
@@ -344,6 +418,12 @@ def sync(run_dir: Path, console: Console) -> Delivery:
     if record.status != "running":
         record.model_copy(update={"mlflow_run_id": delivery.run_id}).write(path)
     return delivery
+
+
+def address(run_dir: Path) -> tuple[str, str]:
+    """The tracking URI and the experiment that a run's journal names. Raises TrackingError where there is none."""
+    header = _read_journal(run_dir / JOURNAL)[0]
+    return header["uri"], header["experiment"]
 
 
 def redirect(run_dir: Path, uri: str) -> None:
@@ -390,19 +470,44 @@ def remove_run(run_dir: Path) -> None:
         ) from error
 
 
-def _open_run(client: Any, header: dict[str, Any]) -> str:
+def pages(uri: str) -> dict[str, str]:
+    """The newest experiments by name, at most five, each with the address of its runs behind that of MLflow's pages.
+
+    Raises:
+        Exception: whatever MLflow raises.
+    """
+    experiments = connect(uri).search_experiments(max_results=5, filter_string="name != 'Default'")
+    return {experiment.name: notes.page(experiment.experiment_id) for experiment in experiments}
+
+
+def _open_run(client: Any, header: dict[str, Any], console: Console) -> str:
     """The run that belongs to a journal: the one that an interrupted delivery created, or a new one."""
     experiment = client.get_experiment_by_name(header["experiment"])
     if experiment is None:
         experiment_id = client.create_experiment(
-            header["experiment"], _artifact_location(header["uri"]), _EXPERIMENT_TAGS
+            header["experiment"], _artifact_location(header["uri"]), notes.EXPERIMENT
         )
     else:
         experiment_id = experiment.experiment_id
     if runs := client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{header['id']}'", max_results=1):
         return str(runs[0].info.run_id)
-    run = client.create_run(experiment_id, header["time"], {_RUN_TAG: header["id"]}, header["name"])
-    return str(run.info.run_id)
+    tags = {_RUN_TAG: header["id"]}
+    parent = Path(header.get("parent", ""))
+    if "parent" in header and (parent / JOURNAL).is_file():  # Else it was removed.
+        # Its own folder's lock is taken after this one's; a parent never waits for its parts.
+        tags["mlflow.parentRunId"] = _read_state(parent).run_id or deliver(parent, console).run_id
+    return str(client.create_run(experiment_id, header["time"], tags, header["name"]).info.run_id)
+
+
+def _merged(records: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records to send, each with the number of lines it stands for. Figures that follow one another go together: a
+    store takes as long for those of one epoch as for those of a hundred."""
+    for kind, group in groupby(records, key=lambda record: record["kind"]):
+        same = list(group)
+        if kind == "metrics":
+            yield len(same), {"kind": kind, "steps": same}
+        else:
+            yield from ((1, record) for record in same)
 
 
 def _send_nothing(target: _Target, record: dict[str, Any]) -> None:
@@ -426,7 +531,23 @@ def _send_tags(target: _Target, record: dict[str, Any]) -> None:
 def _send_metrics(target: _Target, record: dict[str, Any]) -> None:
     from mlflow.entities import Metric
 
-    metrics = [Metric(name, float(x), record["time"], record["step"]) for name, x in record["values"].items()]
+    metrics = [
+        Metric(name, float(x), at["time"], at["step"]) for at in record["steps"] for name, x in at["values"].items()
+    ]
+    for batch in _batches(metrics, 1000):
+        target.client.log_batch(target.run_id, metrics=batch)
+
+
+def _send_scores(target: _Target, model_id: str) -> None:
+    """What a model's figures on a dataset are, with the model; the run has them already."""
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(name, float(x), record["time"], record["step"], model_id, *record["dataset"], run_id=target.run_id)
+        for record in _read_journal(target.run_dir / JOURNAL)
+        if "dataset" in record
+        for name, x in record["values"].items()
+    ]
     for batch in _batches(metrics, 1000):
         target.client.log_batch(target.run_id, metrics=batch)
 
@@ -434,11 +555,9 @@ def _send_metrics(target: _Target, record: dict[str, Any]) -> None:
 def _send_dataset(target: _Target, record: dict[str, Any]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    dataset = Dataset(
-        record["name"], record["digest"], record["source_type"], record["source"], profile=record["profile"]
-    )
+    fields = {key: record.get(key) for key in ("name", "digest", "source_type", "source", "schema", "profile")}
     context = InputTag("mlflow.data.context", record["context"])
-    target.client.log_inputs(target.run_id, [DatasetInput(dataset, [context])])
+    target.client.log_inputs(target.run_id, [DatasetInput(Dataset(**fields), [context])])
 
 
 def _send_artifact(target: _Target, record: dict[str, Any]) -> None:
@@ -458,12 +577,19 @@ def _send_model(target: _Target, record: dict[str, Any]) -> None:
     run = client.get_run(run_id)
     experiment_id = run.info.experiment_id
     found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
-    model = found[0] if found else client.create_logged_model(experiment_id, "model", run_id)
+    if found:
+        model = found[0]
+    else:
+        model = client.create_logged_model(
+            experiment_id, record.get("name", "model"), run_id, {notes.NOTE: record.get("description", "")},
+            run.data.params, "image classifier",
+        )  # fmt: skip
     if model.status != "READY":
         with TemporaryDirectory() as folder:
             _save_model(Path(folder) / "model", export_dir, base64.b64decode(record["example"]), model)
             client.log_model_artifacts(model.model_id, f"{folder}/model")
         client.finalize_logged_model(model.model_id, "READY")
+    _send_scores(target, model.model_id)
     if model.model_id not in [output.model_id for output in run.outputs.model_outputs]:
         from mlflow.entities import LoggedModelOutput
 
@@ -477,7 +603,9 @@ def _send_version(target: _Target, record: dict[str, Any]) -> None:
         [target.client.get_run(target.run_id).info.experiment_id], f"source_run_id = '{target.run_id}'"
     )
     if found:  # Else the exported model had gone, which was said.
-        register_logged_model(target.client, record["name"], target.run_id, found[0], record["tags"])
+        register_logged_model(
+            target.client, record["name"], target.run_id, found[0], record["tags"], record.get("description", "")
+        )
 
 
 def _save_model(path: Path, export_dir: Path, example: bytes, logged: Any) -> None:
@@ -552,6 +680,12 @@ def _mended(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(text):
         os.truncate(path, len(whole))
     return [json.loads(line) for line in whole.splitlines()]
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | str]:
+    """JSON has no word for nan and the infinities."""
+    assert all(re.fullmatch(r"[\w\-. /:]{1,250}", name) for name in values), f"MLflow refuses a name in {values}"
+    return {name: float(x) if math.isfinite(x) else str(float(x)) for name, x in values.items()}
 
 
 def _gist(record: dict[str, Any]) -> str:

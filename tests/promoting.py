@@ -119,7 +119,7 @@ def _calls() -> list[tuple[object, str]]:
 
     here = [(os, name) for name in ("rename", "replace", "link", "mkdir", "unlink", "rmdir", "fsync")]
     there = ("set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
-             "set_registered_model_tag", "create_registered_model")  # fmt: skip
+             "set_registered_model_tag", "create_registered_model", "set_tag", "update_registered_model")  # fmt: skip
     return [*here, *((MlflowClient, name) for name in there)]
 
 

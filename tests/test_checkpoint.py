@@ -52,8 +52,8 @@ class Mortal(Console):
             raise Killed
 
     @contextmanager
-    def bar(self, label, total):
-        def advance(steps=1, note=""):
+    def bar(self, label, total, unit="images", keep=True):
+        def advance(steps=1, note="", label=label):
             if steps and "epoch" in label:
                 self.event()
 

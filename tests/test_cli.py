@@ -11,9 +11,12 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 
+from pipeline.__main__ import app
 from pipeline.activations import FILE, Store
+from pipeline.commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -37,6 +40,19 @@ def test_help_needs_no_heavy_import(tmp_path):
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "predict" in result.stdout
+
+
+def test_each_command_is_a_file_and_in_the_table():
+    in_table = [command.__name__ for commands in COMMANDS.values() for command in commands]
+    assert sorted(in_table) == sorted(path.stem for path in (ROOT / "pipeline" / "commands").glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize(
+    "name", ["data", "screen", "lr", "run", "report", "compare", "sweep", "sync", "retrain", "schedule", "freeze-test"]
+)
+def test_what_reports_progress_can_be_quiet(name):
+    options = {word for parameter in typer.main.get_command(app).commands[name].params for word in parameter.opts}
+    assert {"--quiet", "-q"} <= options
 
 
 @pytest.mark.parametrize("command", ["backbones", "schema"])
@@ -70,9 +86,16 @@ def test_one_backbone_shows_its_blocks(tmp_path):
     [
         (["run", "nope.yaml"], 2, "Cannot read the config nope.yaml"),
         (["run", CONFIGS / "folder.yaml", "--set", "data.colour=1"], 2, "data.colour: unknown key"),
+        (["run", CONFIGS / "folder.yaml", "--set", "data.image_size=tall"], 2, "What each key takes: graft schema"),
+        (["run", CONFIGS / "folder.yaml", "--set", "phases.9.epochs=1"], 2, "Count the items from 0."),
+        (["run", CONFIGS / "folder.yaml", "--set", "data.path=["], 2, "is not valid YAML."),
         (["run", CONFIGS / "folder.yaml", "--set", "backbone.weights=none"], 1, "pictures"),
+        (["run"], 2, "Give either a CONFIG, or --resume RUN_DIR"),
+        (["models", "ants"], 1, "Give the output_dir of the runs with --output-dir"),
+        (["rollback", "ants", "--reason", "bad"], 2, "Give the export.dir of its config with --export."),
+        (["watch", "nowhere", "--samples", "nowhere"], 1, "Give the folder with the version number"),
         (["init", "nowhere"], 1, "nowhere"),
-        (["init", ".", "--backbone", "resnet"], 2, "There is no backbone 'resnet'"),
+        (["init", ".", "--backbone", "resnet"], 2, "There is no backbone 'resnet'. Give one of: lenet5, "),
         (["backbones", "resnet"], 2, "There is no backbone 'resnet'"),
         (["predict", "nowhere", "x.png"], 1, "not a model exported by graft"),
         (["sync", "nowhere"], 1, "nowhere"),
@@ -97,6 +120,16 @@ def test_mistakes_are_one_paragraph(arguments, code, words, tmp_path):
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(tmp_path):
+    folder = tmp_path / "ants \N{BUG}"
+    for label in ("large", "\N{SNAIL}"):
+        (folder / label).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / label / "1.png")
+    result = graft("init", folder.name, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert "ants \\U0001f41b" in result.stdout
 
 
 def test_init_writes_a_config_that_loads(tmp_path):
@@ -212,8 +245,8 @@ def test_a_look_at_the_store_imports_nothing_heavy(store):
 
 @pytest.mark.parametrize("own", [True, False])
 def test_the_summary_says_where_to_look(own, tmp_path, monkeypatch, capsys):
-    from pipeline.__main__ import _print_summary
     from pipeline.artifacts import BackboneIdentity, RunRecord
+    from pipeline.commands.run import print_summary
 
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db" if own else "https://mlflow.example:5000"
@@ -221,7 +254,7 @@ def test_the_summary_says_where_to_look(own, tmp_path, monkeypatch, capsys):
         name="ants", status="finished", run_dir=str(tmp_path / "runs" / "ants" / "1"), started_at="", tracking_uri=uri,
         backbone=BackboneIdentity(name="mobilenet", options={}), export_dir=str(tmp_path / "export" / "ants" / "1"),
     )  # fmt: skip
-    _print_summary(record)
+    print_summary(record)
     shown = capsys.readouterr().out
     assert f"MLflow      {uri}" in shown
     assert (" ui runs" in shown) == own
@@ -244,6 +277,10 @@ def test_run_and_predict_with_mlflow_away(tmp_path):
     assert "graft sync" in result.stderr
     assert "http://127.0.0.1:9" in result.stdout
     assert "graft ui" not in result.stdout
+    log = (Path(record["run_dir"]) / "run.log").read_text()
+    said = [line.partition(" ")[2] for line in log.splitlines()]
+    assert [line for line in result.stderr.splitlines() if line not in said] == []
+    assert "finished" in said
 
     Image.new("L", (8, 8), 0).save(tmp_path / "zero.png")
     for kind in ("table", "csv", "jsonl"):

@@ -52,6 +52,13 @@ def aliases(world):
     return [found and found.number for found in (world.registry.champion(), world.registry.previous())]
 
 
+def roles(world):
+    """What the runs of versions say that they are, where they say something."""
+    client = connect(world.uri)
+    said = {number: client.get_run(v.run_id).data.tags.get("graft.role") for number, v in world.versions.items()}
+    return {number: role for number, role in said.items() if role}
+
+
 # --------------------------------------------------------------------------------------------------- one after another
 
 
@@ -68,6 +75,7 @@ def test_a_promotion_is_served_and_registered_with_its_reason(world):
     assert (tags["graft.reason"], tags["graft.decided_by"]) == ("gained 3 points", "gate")
     assert (tags["graft.export_version"], tags["graft.export_dir"]) == ("2", str(world.home / "2"))
     assert world.registry.history()[-1].endswith(" version 2 promoted by gate: gained 3 points")
+    assert roles(world) == {1: "previous", 2: "champion"}
     assert read_manifest(world.models[2]).version == 0, "the run's own manifest is left alone"
     assert agree(world) == []
 
@@ -136,6 +144,7 @@ def test_going_back_needs_no_registry_which_is_told_later(world):
         "MLflow: alias champion set to version 1, as served; it was version 2",
     ]
     assert aliases(world) == [1, 2]
+    assert roles(world) == {1: "champion", 2: "previous"}
     assert agree(world) == []
 
 

@@ -118,6 +118,62 @@ def test_the_life_of_a_registry(uri: str) -> None:
     everything(uri)
 
 
+def test_versions_and_their_runs_say_what_part_they_play(uri: str) -> None:
+    registry, client = Registry(uri, "ants"), connect(uri)
+    runs = [a_run(uri) for _ in range(5)]
+    for run in runs[:4]:
+        registry.register(run, {"graft.role": "challenger"})
+    registry.register(runs[4], {})  # no challenger: somebody has just trained it
+
+    def roles() -> list[str | None]:
+        said = [version.tags.get("graft.role") for version in reversed(registry.versions())]
+        assert [client.get_run(run).data.tags.get("graft.role") for run in runs] == [
+            role if role != "challenger" else None for role in said
+        ]  # of a run whose version is a challenger, the run itself says so
+        return said
+
+    registry.mark()
+    assert roles() == ["challenger"] * 4 + [None]
+    for number in (1, 2, 3):
+        registry.alias("champion", number)
+        registry.alias("previous", number - 1 or None)
+        registry.mark()
+    assert roles() == ["former", "previous", "champion", "challenger", None]
+    registry.alias("champion", 2)
+    registry.alias("previous", 1)
+    registry.mark()
+    assert roles() == ["previous", "champion", "former", "challenger", None]
+
+    client.delete_run(runs[1])
+    registry.alias("champion", 4)
+    registry.alias("previous", 2)
+    registry.mark()
+    assert [version.tags.get("graft.role") for version in registry.versions()] == [
+        None, "champion", "former", "previous", "former",
+    ]  # fmt: skip
+
+
+def test_the_model_says_who_is_champion_and_why(uri: str) -> None:
+    registry, client = Registry(uri, "ants"), connect(uri)
+    for run in [a_run(uri) for _ in range(2)]:
+        registry.register(run, {})
+    assert "No version was promoted yet." in client.get_registered_model("ants").description
+
+    why = {"graft.promoted_at": "2030-01-02T03:04:05+00:00", "graft.decided_by": "gate", "graft.reason": "a|b\nbetter"}
+    registry.tag(2, why)
+    registry.alias("champion", 2)
+    registry.mark()
+    text = client.get_registered_model("ants").description
+    assert "| champion | [2](#/models/ants/versions/2) | 2030-01-02 03:04 UTC by gate | a\\|b better |" in text
+    assert "models:/ants@champion" in text
+    assert "previous |" not in text
+
+    client.update_registered_model("ants", "What I think of it.")
+    registry.alias("previous", 1)
+    registry.mark()
+    assert client.get_registered_model("ants").description == "What I think of it."
+
+
 def test_a_registered_model_and_its_version_know_each_other(uri: str) -> None:
     run = a_run(uri)
     version = Registry(uri, "ants").register(run, {})
@@ -224,3 +280,14 @@ def test_a_logged_model_becomes_a_version_once(uri: str) -> None:
     (model,) = client.search_logged_models([client.get_run(run).info.experiment_id])
     assert [register_logged_model(client, "ants", run, model, {"a": str(i)}) for i in range(2)] == [1, 1]
     assert Registry(uri, "ants").versions()[0].tags == {"a": "1"}
+
+
+def test_the_description_of_a_version_is_written_once(uri: str) -> None:
+    client, run = connect(uri), a_run(uri)
+    (model,) = client.search_logged_models([client.get_run(run).info.experiment_id])
+
+    def describe(text: str) -> str:
+        register_logged_model(client, "ants", run, model, {}, text)
+        return str(client.get_model_version("ants", "1").description or "")
+
+    assert [describe(text) for text in ("", "its card", "another")] == ["", "its card", "its card"]

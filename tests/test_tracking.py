@@ -1,5 +1,6 @@
 """Real stores: SQLite in a temporary folder, and MLflow's own server where a server has to go away and come back."""
 
+import base64
 import contextlib
 import json
 import math
@@ -14,8 +15,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ import pytest
 from pipeline import config, config_file
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrackingError
-from pipeline.tracking import JOURNAL, STATE, Tracker, connect, deliver, resolve_uri
+from pipeline.tracking import JOURNAL, STATE, Dataset, Tracker, connect, deliver, pages, resolve_uri
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +71,9 @@ def export_dir(tmp_path: Path) -> Path:
     return path
 
 
+PICTURES = Dataset("ants", "d" * 12, "local", "/pictures", {"pictures": 244, "ant": 120, "bee": 124})
+
+
 def picture() -> bytes:
     from PIL import Image
 
@@ -81,12 +87,12 @@ def whole_run(run_dir: Path, uri: str, export_dir: Path) -> Tracker:
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
     tracker.params({"seed": 0, "data.path": "pictures"})
     tracker.tags({"graft.code_commit": "abc"})
-    tracker.dataset("ants", "d" * 64, "local", "/pictures", {"train": 244, "test": 153}, "training")
+    tracker.dataset(PICTURES, "training")
     for step in range(3):
         tracker.metrics({"loss": 1 / (step + 1), "accuracy": 0.5}, step)
     (run_dir / "report.json").write_text("{}")
     tracker.artifact(run_dir / "report.json")
-    tracker.model(export_dir, picture())
+    tracker.model("ants", export_dir, picture())
     tracker.version("ants", {})
     tracker.finish("FINISHED")
     return tracker
@@ -144,15 +150,145 @@ def test_mlflow_shows_what_the_run_said(run_dir: Path, uri: str, export_dir: Pat
 
 
 def test_dataset_keeps_source_profile_and_context(run_dir: Path, uri: str) -> None:
+    from mlflow.types import Schema
+
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
-    tracker.dataset("ants", "0123456789abcdef" * 4, "local", "/pictures/a b", {"train": 244}, "training")
+    pictures = replace(PICTURES, digest="0123456789abcdef" * 4, source="/pictures/a b", profile={"pictures": 244})
+    tracker.dataset(pictures, "training")
 
     (used,) = connect(uri).get_run(tracker.run_id).inputs.dataset_inputs
     assert used.dataset.digest == ("0123456789abcdef" * 4)[:36]
     assert used.dataset.source_type == "local"
     assert json.loads(used.dataset.source) == {"uri": "/pictures/a b"}
-    assert json.loads(used.dataset.profile) == {"train": 244}
+    assert json.loads(used.dataset.profile) == {"pictures": 244}
+    schema = Schema.from_json(json.dumps(json.loads(used.dataset.schema)["mlflow_colspec"]))
+    assert [(column.name, column.type.name) for column in schema] == [("image", "binary"), ("label", "string")]
     assert {tag.key: tag.value for tag in used.tags} == {"mlflow.data.context": "training"}
+
+
+def test_a_model_shows_its_figures_the_data_they_are_of_and_the_parameters_once(
+    run_dir: Path, uri: str, export_dir: Path
+) -> None:
+    tracker = Tracker(run_dir, uri, "insects", "run", Console())
+    tracker.params({"seed": 0})
+    tracker.metrics({"train/loss": 1.0}, 1)
+    tracker.dataset(PICTURES, "test")
+    tracker.metrics({"test/accuracy": 0.75, "test/loss": math.nan}, 0, PICTURES)
+    tracker.model("ants", export_dir, picture(), "Knows *two* insects.")
+    tracker.version("ants", {}, "Knows two insects.")
+    tracker.finish("FINISHED")
+    (run_dir / STATE).unlink()
+    deliver(run_dir, Console())
+
+    client = connect(uri)
+    (model,) = client.search_logged_models(["1"])
+    assert (model.name, model.params, model.tags["mlflow.note.content"]) == (
+        "ants",
+        {"seed": "0"},
+        "Knows *two* insects.",
+    )
+    figures = {figure.key: (figure.value, figure.dataset_name, figure.dataset_digest) for figure in model.metrics}
+    assert figures["test/accuracy"] == (0.75, "ants", "d" * 12)
+    assert set(figures) == {"test/accuracy", "test/loss"}
+    assert [m.value for m in client.get_metric_history(tracker.run_id, "test/accuracy")] == [0.75]
+    assert client.get_model_version("ants", "1").description == "Knows two insects."
+
+
+def test_what_the_machine_does_goes_with_what_is_said_next_and_goes_on_being_counted(run_dir: Path, uri: str) -> None:
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+
+    def sampled() -> list[int]:
+        return [m.step for m in connect(uri).get_metric_history(tracker.run_id, "system/cpu_utilization_percentage")]
+
+    tracker.sample({"cpu_utilization_percentage": 50.0})
+    tracker.sample({"cpu_utilization_percentage": 50.0})
+    assert sampled() == []
+    tracker.metrics({"loss": 1.0}, 1)
+    assert sampled() == [0, 1]
+    tracker.finish("KILLED")
+
+    again = Tracker(run_dir, uri, "insects", "ants", Console())
+    again.sample({"cpu_utilization_percentage": 50.0})
+    again.finish("FINISHED")
+    assert sampled() == [0, 1, 2]
+
+
+def test_threads_may_speak_at_the_same_time(run_dir: Path, uri: str) -> None:
+    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+
+    def speak(number: int) -> None:
+        for step in range(25):
+            if number:
+                tracker.sample({f"figure_{i}": step for i in range(500)})  # more than a file takes at once
+            else:
+                tracker.metrics({"loss": 1.0}, step)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(speak, range(4)))
+    tracker.finish("FINISHED")
+
+    lines = [json.loads(line) for line in (run_dir / JOURNAL).read_text().splitlines()]
+    assert sorted(line["step"] for line in lines if "system/figure_0" in line.get("values", ())) == list(range(75))
+    client = connect(uri)
+    assert [m.step for m in client.get_metric_history(tracker.run_id, "loss")] == list(range(25))
+    assert {m.step for m in client.get_metric_history(tracker.run_id, "system/figure_499")} == set(range(75))
+
+
+def test_a_part_of_a_run_is_shown_below_it_whichever_is_delivered_first(run_dir: Path, uri: str) -> None:
+    whole = Tracker(run_dir, uri, "insects", "sweep", Console(), at_once=False)
+    (run_dir / "part").mkdir()
+    part = Tracker(run_dir / "part", uri, "insects", "trial", Console(), parent=run_dir)
+
+    assert part.run_id is not None
+    assert connect(uri).get_run(part.run_id).data.tags["mlflow.parentRunId"] == whole.run_id
+    whole.finish("FINISHED")
+    deliver(run_dir, Console())
+    assert sorted(run.info.run_name for run in connect(uri).search_runs(["1"])) == ["sweep", "trial"]
+
+
+def test_a_part_outlives_the_run_that_it_was_part_of(run_dir: Path, uri: str) -> None:
+    Tracker(run_dir, uri, "insects", "sweep", Console(), at_once=False)
+    (run_dir.parent / "part").mkdir()
+    part = Tracker(run_dir.parent / "part", uri, "insects", "trial", Console(), parent=run_dir, at_once=False)
+    shutil.rmtree(run_dir)
+    deliver(run_dir.parent / "part", Console())
+    assert "mlflow.parentRunId" not in connect(uri).get_run(part.run_id).data.tags
+
+
+def test_an_experiment_describes_itself_and_has_a_view_to_compare_runs_by(run_dir: Path, uri: str) -> None:
+    Tracker(run_dir, uri, "insects", "ants", Console())
+
+    (page,) = pages(uri).values()
+    key = page.rpartition("viewStateShareKey=")[2]
+    experiment = connect(uri).get_experiment_by_name("insects")
+    assert f"/experiments/{experiment.experiment_id}/runs?" in page
+    assert "| test/accuracy | 0 to 1 |" in experiment.tags["mlflow.note.content"]
+    view = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])
+    assert view["name"] in experiment.tags["mlflow.note.content"]
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    assert {"metrics.`test/accuracy`", "tags.`graft.gate`"} < set(state["selectedColumns"])
+    assert max(map(len, experiment.tags.values())) <= 5000, "PostgreSQL has no room for more"
+
+
+def test_what_somebody_wrote_about_an_experiment_stays(run_dir: Path, uri: str) -> None:
+    client = connect(uri)
+    client.create_experiment("insects", tags={"mlflow.note.content": "mine"})
+    Tracker(run_dir, uri, "insects", "ants", Console())
+    assert client.get_experiment_by_name("insects").tags["mlflow.note.content"] == "mine"
+
+
+def test_a_journal_of_an_earlier_version_can_be_delivered(run_dir: Path, uri: str, export_dir: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"kind": "run", "id": "1" * 32, "uri": uri, "experiment": "insects", "name": "ants", "time": 1},
+        {"kind": "dataset", "name": "ants", "digest": "d", "source_type": "local", "source": "{}", "profile": "{}",
+         "context": "training"},
+        {"kind": "model", "export_dir": str(export_dir), "example": base64.b64encode(picture()).decode()},
+        {"kind": "version", "name": "ants", "tags": {}},
+        {"kind": "status", "status": "FINISHED", "time": 2},
+    ]  # fmt: skip
+    (run_dir / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert deliver(run_dir, Console()).records == 5
+    assert [model.name for model in connect(uri).search_logged_models(["1"])] == ["model"]
 
 
 def test_many_and_long_params_fit(run_dir: Path, uri: str) -> None:
@@ -199,7 +335,7 @@ def test_artifacts_go_where_they_are_told(run_dir: Path, uri: str) -> None:
 def test_a_file_that_is_gone_is_a_warning(run_dir: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
     tracker.artifact(run_dir / "gone.png")
-    tracker.model(run_dir / "gone", picture())
+    tracker.model("ants", run_dir / "gone", picture())
     tracker.version("ants", {})
     tracker.finish("FAILED")
 
@@ -235,7 +371,7 @@ def test_the_model_predicts_and_nothing_is_unpickled(
     module = Reddest()
     tf.saved_model.save(module, str(tmp_path / "export"), {"serving_default": module.__call__})
     tracker = Tracker(run_dir, uri, "insects", "ants", Console())
-    tracker.model(tmp_path / "export", picture())
+    tracker.model("ants", tmp_path / "export", picture())
     tracker.version("ants", {})
     (version,) = connect(uri).search_model_versions("name = 'ants'")
 
@@ -479,10 +615,10 @@ def test_a_server_that_comes_and_goes_has_everything_once(
         assert contents(server)["loss"] == [[(0, 1.0), (1, 1 / 2)]]
 
     tracker.metrics({"loss": 1 / 3, "accuracy": 0.5}, 2)
-    tracker.dataset("ants", "d" * 64, "local", "/pictures", {"train": 244}, "training")
+    tracker.dataset(PICTURES, "training")
     (run_dir / "report.json").write_text("{}")
     tracker.artifact(run_dir / "report.json")
-    tracker.model(export_dir, picture())
+    tracker.model("ants", export_dir, picture())
     tracker.version("ants", {})
     tracker.finish("FINISHED")
     assert f"graft sync {run_dir}" in capsys.readouterr().err

@@ -41,11 +41,16 @@ def blocks(backbone: "keras.Model", block_end: str) -> list[list[str]]:
 
     A block ends at each layer that `block_end` fully matches; layers above the last match join the last block.
     """
+    layers = {layer.name for layer in backbone.layers}
+    return [[name for name in block if name in layers] for block in block_operations(backbone, block_end)]
+
+
+def block_operations(backbone: "keras.Model", block_end: str) -> list[list[str]]:
+    """As `blocks`, with the names of operations that are no layers to Keras."""
     names = [operation.name for operation in backbone.operations]
     ends = [i + 1 for i, name in enumerate(names) if re.fullmatch(block_end, name)]
     assert ends, f"{block_end} matches no layer of {backbone.name}"
-    layers = {layer.name for layer in backbone.layers}
-    return [[name for name in names[a:b] if name in layers] for a, b in pairwise([1, *ends[:-1], len(names)])]
+    return [names[a:b] for a, b in pairwise([1, *ends[:-1], len(names)])]
 
 
 def unfrozen(backbone: "keras.Model", block_end: str, unfreeze: Unfreeze) -> list[str]:

@@ -54,7 +54,7 @@ def choose_classes(found: Collection[str], wanted: list[str] | None) -> tuple[st
     if unknown := sorted(set(wanted or ()) - set(found)):
         raise DataError(
             f"data.classes names {listed(unknown)}, which the data does not have. "
-            f"The classes there are: {listed(sorted(found))}."
+            f"Name some of those that there are: {listed(sorted(found))}."
         )
     if len(found) < 2:
         raise DataError(

@@ -54,10 +54,20 @@ def open_folder(data: Data) -> Source:
     )
 
 
+def has_split_folders(root: Path) -> bool:
+    """Whether the class folders of a folder lie in its train, val and test folders. Raises DataError."""
+    return bool(_split_folders(_children(root)[0]))
+
+
+def _split_folders(folders: list[Path]) -> list[Path]:
+    found = [folder for folder in folders if folder.name.lower() in SPLIT_WORDS]
+    return [] if len(found) == 1 and len(folders) > 1 else found  # "train" may well be a class
+
+
 def _open_folders(root: Path, data: Data) -> Source:
     folders, beside = _children(root)
-    split_folders = [folder for folder in folders if folder.name.lower() in SPLIT_WORDS]
-    if not split_folders or (len(split_folders) == 1 and len(folders) > 1):  # "train" may well be a class
+    split_folders = _split_folders(folders)
+    if not split_folders:
         files, notes = _class_folders(root, None, folders, beside, data)
         return _source(files, data, notes)
 
@@ -125,7 +135,9 @@ def _children(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise DataError(f"Cannot list the folder {_printable(str(folder))}: {error.strerror}.") from None
+        raise DataError(
+            f"Cannot list the folder {_printable(str(folder))}: {error.strerror}. Make it readable."
+        ) from None
     entries = [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _JUNK]
     folders = [entry for entry in entries if entry.is_dir()]
     # A link that leads nowhere is kept: reading it fails, and the user learns of it.
@@ -139,10 +151,11 @@ def _rows(file: Path) -> list[_File]:
         with file.open(encoding="utf-8-sig", newline="") as text:
             return _parse(text, file)
     except OSError as error:
-        raise DataError(f"Cannot read {file}: {error.strerror}.") from None
+        raise DataError(f"Cannot read {file}: {error.strerror}. Make it readable.") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(
-            f"{file} is not a CSV file in UTF-8 with the columns path, label and optionally split: {error}."
+            f"{file} is not a CSV file in UTF-8 with the columns path, label and optionally split: {error}. Save it "
+            "as one."
         ) from None
 
 
@@ -160,7 +173,7 @@ def _parse(text: TextIO, file: Path) -> list[_File]:
         line = f"{file}, line {reader.line_num}"
         for column in ("path", "label"):
             if not row[column]:
-                raise DataError(f"{line}: the column {column} is empty.")
+                raise DataError(f"{line}: the column {column} is empty. Fill it in, or remove the line.")
         split = None
         if "split" in columns:
             split = SPLIT_WORDS.get((row["split"] or "").strip().lower())
@@ -171,7 +184,7 @@ def _parse(text: TextIO, file: Path) -> list[_File]:
                 )
         files.append(_File(file.parent / row["path"], row["path"], row["label"], split))
     if not files:
-        raise DataError(f"{file} names its columns but lists no pictures.")
+        raise DataError(f"{file} names its columns but lists no pictures. Add a line for each.")
     return files
 
 

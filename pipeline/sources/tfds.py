@@ -33,7 +33,8 @@ def open_tfds(data: Data) -> Source:
     found = [name for name in SPLIT_NAMES if name in builder.info.splits]
     if "train" not in found:
         raise DataError(
-            f"The TFDS dataset {data.name} has no train split. Its splits: {listed(list(builder.info.splits))}."
+            f"The TFDS dataset {data.name} has no train split. Its splits: {listed(list(builder.info.splits))}. "
+            "Choose another dataset."
         )
     becomes, notes = adopt_splits(found)
     if ignored := [name for name in builder.info.splits if name not in found]:
@@ -52,7 +53,10 @@ def open_tfds(data: Data) -> Source:
             for index, item in enumerate(stream.as_numpy_iterator()):
                 name = f"{data.name}/{split}/{index}"
                 if item[label] < 0:
-                    raise DataError(f"{name} has no label: this split of the dataset is for competitions only.")
+                    raise DataError(
+                        f"{name} has no label: this split of the dataset is for competitions only. Choose another "
+                        "dataset."
+                    )
                 if class_names[item[label]] in classes:
                     yield _example(name, class_names[item[label]], becomes[split], item[image])
 
@@ -78,7 +82,10 @@ def _prepared(data: Data) -> Any:
             "listed at tensorflow.org/datasets; set data.data_dir if yours is prepared elsewhere."
         ) from None
     except (ValueError, AssertionError) as error:  # a version or configuration that does not exist
-        raise DataError(f"The TFDS dataset {data.name} cannot be opened. {_first_line(error)}") from error
+        raise DataError(
+            f"The TFDS dataset {data.name} cannot be opened. Give a version and configuration that it has. TFDS says: "
+            f"{_first_line(error)}"
+        ) from error
     try:
         _check_network(builder)
         builder.download_and_prepare()
@@ -123,7 +130,7 @@ def _keys(info: Any, name: str) -> tuple[str, str]:
         kinds = [f"{key} ({type(feature).__name__})" for key, feature in sorted(features.items())]
         raise DataError(
             f"The TFDS dataset {name} is not for image classification: that takes one Image and one ClassLabel per "
-            f"example. Its features: {listed(kinds)}."
+            f"example. Its features: {listed(kinds)}. Choose another."
         )
     return images[0], labels[0]
 

@@ -1,0 +1,389 @@
+"""A look at the data before a training: what is in it, what is wrong with it, and a list of that to review.
+
+One pass reads and decodes each picture once. What the network makes of it is kept in the activation store, where a
+training finds it.
+
+Shape letters: N pictures that can be used, D features.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipeline import audit_labels, audit_page, audit_pictures, augment, duplicates, ingest, kept, leakage
+from pipeline.activations import Store, opened
+from pipeline.audit_findings import KINDS, Finding, Mark, ordered, write
+from pipeline.backbones import weights
+from pipeline.config import Augment, RunConfig
+from pipeline.console import Console
+from pipeline.errors import DataError
+from pipeline.feed import seeds_of_views
+from pipeline.finetune import strategy
+from pipeline.frozen import Views
+from pipeline.pixels import PixelSpec, decode, upright_size
+from pipeline.run import reproducible
+from pipeline.sources import open_source
+from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName
+from pipeline.splits import LeftOut, Split, Splits, check_splits
+
+PAGE, LIST = "data.html", "findings.csv"
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a look at the data found.
+
+    Attributes:
+        pictures: how many there are, with those that are left out.
+        classes: how many there are.
+        counts: findings by kind, all of KINDS.
+        refused: why a run would not start with this data; None if it would.
+        page: the web page.
+        findings: the list to review.
+    """
+
+    pictures: int
+    classes: int
+    counts: dict[str, int]
+    refused: str | None
+    page: Path
+    findings: Path
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What a picture's encoded bytes say before they are decoded, and where the data itself puts it."""
+
+    size: tuple[int, int] | None
+    given: SplitName | None
+
+
+def audit(config: RunConfig, console: Console) -> Audit:
+    """Looks at a run's data and writes `data.html` and `findings.csv` to `<output_dir>/<name>/data/`.
+
+    Data that a run would refuse is reported all the same.
+
+    Args:
+        config: the run's.
+        console: hears how it goes.
+
+    Raises:
+        GraftError: there is no data, there are no weights, or the disk is too small.
+    """
+    data = config.data
+    spec = PixelSpec(config.image_size, config.image_size, data.crop, data.max_megapixels)
+    noted: dict[tuple[str, str], _Noted] = {}
+    source = _noting(open_source(data), noted)
+    reproducible(config.seed)
+    folder = Path(config.output_dir).resolve() / config.name / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=".pixels-", dir=folder) as scratch,
+        opened(config.cache, Path(config.cache_dir), console) as store,
+    ):
+        splits = ingest.read(data, source, spec, Path(scratch), store, console)
+        refused, notes = _verdict(splits, config, folder / LIST)
+        places = {digest: split.name for split in splits.all for digest in split.digests}
+        pictures = _in_one(splits)
+        measured = kept.of_pixels(
+            pictures, "measures", {"version": audit_pictures.VERSION}, audit_pictures.figures,
+            np.empty(audit_pictures.FIGURES, np.float32), spec, store, console,
+        )  # fmt: skip
+        own = [noted[name, splits.classes[label]] for name, label in zip(pictures.names, pictures.labels, strict=True)]
+        sizes = np.array([picture.size or (spec.width, spec.height) for picture in own], int).reshape(-1, 2)
+        measures = audit_pictures.Measures.of(measured, sizes, config.image_size, data.crop)
+        marks: list[Mark] = []
+        seen = None
+        if len(pictures):
+            with strategy().scope():
+                backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
+            seen = _seen(config, splits, pictures, backbone, spec, store, console)
+            features = _features(seen)
+            console.say("judging the pictures and their labels")
+            given = [picture.given for picture in own]
+            marks += audit_pictures.judged(measures)
+            detailed = sizes.min(axis=1) * data.crop >= duplicates.SIDE  # A thumbnail is not enlarged then.
+            if small := int((~detailed).sum()):
+                notes += (f"{small:,} pictures are so small that near copies of them cannot be told from others.",)
+            marks += _alike(
+                seen, detailed, pictures, [places[digest] for digest in pictures.digests], given, splits.classes
+            )
+            marks += audit_labels.mislabels(features, pictures.labels, splits.classes)
+            marks += audit_labels.outliers(features)
+        findings = ordered([*_of_marks(marks, pictures, places, splits.classes), *_of_left_out(splits.quarantine)])
+        write(folder / LIST, findings)
+        console.say("writing the page")
+        look = audit_page.Look(
+            name=config.name,
+            classes=splits.classes,
+            pictures=pictures,
+            splits=tuple(places[digest] for digest in pictures.digests),
+            left_out=splits.quarantine,
+            measures=measures,
+            mean=None if seen is None else _mean_of_training(seen, pictures, places),
+            findings=tuple(findings),
+            conflicting=_conflicting(source, splits.quarantine, spec),
+            strips=_strips(config, pictures, places, splits.classes),
+            augmented=config.data.augment.model_dump(mode="json", exclude_defaults=True),
+            pretrained=config.backbone.weights != "none",
+            image_size=config.image_size,
+            crop=data.crop,
+            refused=refused,
+            notes=notes,
+        )
+        audit_page.write(folder / PAGE, look)
+    counts = Counter(finding.kind for finding in findings)
+    return Audit(
+        pictures=len(pictures) + len(splits.quarantine),
+        classes=len(splits.classes),
+        counts={kind: counts[kind] for kind in KINDS},
+        refused=refused,
+        page=folder / PAGE,
+        findings=folder / LIST,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- looking
+
+
+def _noting(source: Source, noted: dict[tuple[str, str], _Noted]) -> Source:
+    """The same source; whoever reads a picture has its size and its own split noted, by name and label."""
+
+    def reading(example: Example) -> Example:
+        def read() -> bytes:
+            encoded = example.read()
+            noted[example.name, example.label] = _Noted(upright_size(encoded), example.split)
+            return encoded
+
+        return replace(example, read=read)
+
+    return replace(source, examples=lambda: map(reading, source.examples()))
+
+
+def _verdict(splits: Splits, config: RunConfig, list_file: Path) -> tuple[str | None, tuple[str, ...]]:
+    """Why a run would refuse the data, or None, and notes on how it would use it."""
+    try:
+        ingest.check_quarantine(splits, config.data, list_file)
+        more = check_splits({split.name: split for split in splits.all}, splits.classes)
+    except DataError as error:
+        return str(error), splits.notes
+    return None, splits.notes + more
+
+
+def _in_one(splits: Splits) -> Split:
+    """The pictures of all splits in the order of the source, as the training pictures of a run without any others."""
+    rows = sorted(
+        row
+        for split in splits.all
+        for row in zip(split.positions.tolist(), split.labels.tolist(), split.names, split.digests, strict=True)
+    )
+    return Split.of_rows("train", rows, splits.train.pixels)
+
+
+def _seen(
+    config: RunConfig,
+    splits: Splits,
+    pictures: Split,
+    backbone: keras.Model,
+    spec: PixelSpec,
+    store: Store | None,
+    console: Console,
+) -> leakage.Seen:
+    """What near duplicates are found by, of the pictures in their order."""
+    # Also where training is to leave near duplicates as they are.
+    together = config.retrain.model_copy(update={"near_duplicates": "together"})
+    none = Split.of_rows("validation", [], pictures.pixels)
+    alone = replace(splits, train=pictures, validation=none, test=replace(none, name="test"))
+    seen = leakage.look(config.model_copy(update={"retrain": together}), alone, backbone, spec, store, console)
+    assert seen is not None
+    return seen
+
+
+def _features(seen: leakage.Seen) -> np.ndarray:
+    """float32 [N, D], what labels and outliers are judged by: the embeddings, or the thumbnails at half their size."""
+    if seen.embeddings is not None:
+        return seen.embeddings
+    count, half = len(seen.thumbnails), duplicates.SIDE // 2
+    smaller = seen.thumbnails.reshape(count, half, 2, half, 2, 3).mean(axis=(2, 4), dtype=np.float32)
+    return np.asarray(smaller.reshape(count, -1))
+
+
+def _alike(
+    seen: leakage.Seen,
+    detailed: np.ndarray,
+    pictures: Split,
+    places: Sequence[SplitName],
+    given: Sequence[SplitName | None],
+    classes: tuple[str, ...],
+) -> list[Mark]:
+    """Copies, near copies, leaks and conflicting labels among pictures that show the same.
+
+    Args:
+        seen: what they are found by.
+        detailed: bool [N], which have enough pixels to tell a near copy from a picture that is merely alike.
+        pictures: N of them.
+        places: the split of each, in a run.
+        given: the split that the data gives it.
+        classes: names of the labels.
+    """
+    pairs, clusters = _same(seen, detailed)
+    how = {pair[:2]: pair.why for pair in pairs}
+
+    def mark(kind: str, row: int, others: Sequence[int], place_of: Callable[[int], str] = lambda other: "") -> Mark:
+        """Beside the first of the others that it forms a pair with; else the two are connected by pictures between."""
+        other = next((other for other in others if (min(row, other), max(row, other)) in how), others[0])
+        why = how.get((min(row, other), max(row, other)), "same picture, by way of others")
+        # Pictures that show the same stand together in the list.
+        return Mark(kind, row, -cluster_of[row], f"{why}: {pictures.names[other]}{place_of(other)}", other)
+
+    cluster_of = {row: number for number, cluster in enumerate(clusters) for row in cluster}
+    marks = []
+    for cluster in clusters:
+        # The most held-out one first, which is to stay.
+        order = sorted(cluster, key=lambda row: (-_rank(given[row]), -_rank(places[row]), row))
+        for place, row in enumerate(order):
+            same = [other for other in order[:place] if seen.digests[other] == seen.digests[row]]
+            unlike = [other for other in order if pictures.labels[other] != pictures.labels[row]]
+            held = [other for other in order if _rank(places[other]) > _rank(places[row])]
+            moved = [other for other in same if _rank(given[other]) > _rank(given[row])]
+            if same:
+                marks.append(mark("copy", row, same))
+            elif place:
+                marks.append(mark("near copy", row, order[:place]))
+            if unlike:
+                marks.append(
+                    mark(
+                        "conflicting labels", row, unlike, lambda other: f", labelled {classes[pictures.labels[other]]}"
+                    )
+                )
+            if held:
+                marks.append(mark("leak", row, held, lambda other: f", which is in {places[other]}"))
+            elif moved:
+                marks.append(
+                    mark(
+                        "leak",
+                        row,
+                        moved,
+                        lambda other: f", which the data has in {given[other]}; a run moves it there",
+                    )
+                )
+    return marks
+
+
+def _same(seen: leakage.Seen, detailed: np.ndarray) -> tuple[list[duplicates.Pair], list[list[int]]]:
+    """Pairs and clusters of pictures that show the same; of those without much detail, by their bytes alone."""
+    pairs, clusters = [], []
+    for rows, thumbnails in (
+        (np.flatnonzero(detailed), seen.thumbnails),
+        # Where next to nothing is to be seen, nothing but bytes is compared.
+        (np.flatnonzero(~detailed), np.zeros_like(seen.thumbnails)),
+    ):
+        embeddings = None if seen.embeddings is None else seen.embeddings[rows]
+        found = duplicates.find([seen.digests[row] for row in rows], embeddings, thumbnails[rows])
+        pairs += [duplicates.Pair(int(rows[first]), int(rows[second]), why) for first, second, why in found.pairs]
+        clusters += [rows[list(cluster)].tolist() for cluster in found.clusters]
+    return pairs, clusters
+
+
+def _rank(split: SplitName | None) -> int:
+    """Larger, the more a split is held out."""
+    return -1 if split is None else SPLIT_NAMES.index(split)
+
+
+# ------------------------------------------------------------------------------------------------------------ findings
+
+
+def _of_marks(
+    marks: Sequence[Mark], pictures: Split, places: Mapping[str, SplitName], classes: tuple[str, ...]
+) -> Iterator[Finding]:
+    for mark in marks:
+        digest = pictures.digests[mark.row]
+        yield Finding(
+            kind=mark.kind,
+            name=pictures.names[mark.row],
+            label=classes[pictures.labels[mark.row]],
+            digest=digest,
+            split=places[digest],
+            score=mark.score,
+            why=mark.why,
+            row=mark.row,
+            other=mark.other,
+        )
+
+
+def _of_left_out(quarantine: Sequence[LeftOut]) -> Iterator[Finding]:
+    """Damaged pictures, and those with the same bytes under several labels."""
+    for item in quarantine:
+        conflict = item.reason.startswith(ingest.CONTRADICTION)
+        kind = "conflicting labels" if conflict else "damaged"
+        # Of conflicts, identical bytes are the worst; copies of one another stand together.
+        score = 1 + int(item.digest[:8], 16) / 2**32 if conflict else 0.0
+        yield Finding(kind, item.name, item.label, item.digest, "", score, item.reason)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def _mean_of_training(seen: leakage.Seen, pictures: Split, places: Mapping[str, SplitName]) -> np.ndarray | None:
+    """uint8 [S, S, 3], the mean of the training pictures' thumbnails; None where there are none."""
+    mine = np.array([places[digest] == "train" for digest in pictures.digests], bool)
+    if not mine.any():
+        return None
+    return np.asarray(seen.thumbnails[mine].mean(axis=0).round().astype(np.uint8))
+
+
+def _conflicting(source: Source, quarantine: Sequence[LeftOut], spec: PixelSpec) -> dict[str, np.ndarray]:
+    """By name, the first few pictures that are left out for their labels: uint8 [H, W, 3]."""
+    names = [item.name for item in quarantine if item.reason.startswith(ingest.CONTRADICTION)][: audit_page.TILES]
+    wanted, found = set(names), {}
+    if wanted:
+        for example in source.examples():
+            if example.name in wanted:
+                found[example.name] = decode(example.read(), spec)
+    return found
+
+
+def _strips(
+    config: RunConfig, pictures: Split, places: Mapping[str, SplitName], classes: tuple[str, ...]
+) -> tuple[audit_page.Strip, ...]:
+    """Some training pictures, each with views of it as the network is given them; then some that are mixed."""
+    wanted = config.data.augment
+    training = np.flatnonzero([places[digest] == "train" for digest in pictures.digests])
+    if not len(training) or wanted == Augment():
+        return ()
+    rows = np.sort(np.random.default_rng(config.seed).permutation(training)[: audit_page.STRIPS])
+    images = np.concatenate([images for _, images in pictures.stream(rows)])
+    strips, contents = [], pictures.contents[rows]
+    if wanted.of_each:
+        views = Views(wanted, pictures.image_shape)
+        seeds = seeds_of_views(config.seed, min(config.data.views or audit_page.VIEWS, audit_page.VIEWS))
+        for row, image, content in zip(rows, images, contents, strict=True):
+            every = views.pixels(np.stack([image] * len(seeds)), np.full(len(seeds), content), seeds)
+            captions = ("as it is", *(f"view {number}" for number in range(1, len(seeds))))
+            strips.append(audit_page.Strip(pictures.names[row], _bytes(every), captions))
+    mix = augment.mixture(wanted, pictures.image_shape, len(classes))
+    if mix is not None:
+        labels = np.eye(len(classes), dtype=np.float32)[pictures.labels[rows]]
+        seed = tf.constant([contents[0], config.seed], tf.int32)
+        mixed, shares = (
+            part.numpy() for part in mix(tf.constant(images.astype(np.float32)), tf.constant(labels), seed)
+        )
+        captions = tuple(
+            ", ".join(f"{classes[label]} {share[label]:.2f}" for label in np.flatnonzero(share > 0.005))
+            for share in shares
+        )
+        strips.append(
+            audit_page.Strip("mixed" if wanted.mixup is not None else "cut and mixed", _bytes(mixed), captions)
+        )
+    return tuple(strips)
+
+
+def _bytes(views: np.ndarray) -> np.ndarray:
+    """uint8 of float32 in 0..255."""
+    return views.round().astype(np.uint8)

@@ -1,0 +1,113 @@
+"""What a look at the data can find: the kinds of findings, and the list of them that is reviewed by hand."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.artifacts import write_atomically
+
+COLUMNS = ("path", "label", "split", "sha256", "finding", "detail", "action")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of finding.
+
+    Attributes:
+        meaning: a sentence on what it is and what to do about it.
+        proposal: the action that the list proposes; empty where a person has to look first.
+    """
+
+    meaning: str
+    proposal: str = ""
+
+
+KINDS = {
+    "damaged": Kind("Cannot be decoded, so that every run leaves it out. Mend it, or take it out.", "quarantine"),
+    "conflicting labels": Kind(
+        "Shows the same as a picture of another class. Identical bytes are left out of every run, as nobody can tell "
+        "which label is right; a near copy is learned from under both."
+    ),
+    "leak": Kind(
+        "Shows the same as a picture of a split that is held out from it. What is learned from it is tested on it: the "
+        "figures come out too good. Keep one of the two, or both in one split."
+    ),
+    "likely mislabel": Kind(
+        "A classifier that learned from the other pictures is sure of another class. Look at it, and relabel it where "
+        "the classifier is right."
+    ),
+    "copy": Kind("The same bytes as a picture before it. It counts twice, and tells nothing new.", "quarantine"),
+    "near copy": Kind("The same picture as another, re-encoded, resized or cropped a little."),
+    "outlier": Kind("The network sees nothing like it in the data: perhaps it is no picture of any class."),
+    "constant": Kind("One plain area: nothing is to be seen on it.", "quarantine"),
+    "blurred": Kind("No part of it is sharp, as the network sees it."),
+    "dark": Kind("Even its light parts are dark."),
+    "bright": Kind("Even its dark parts are bright."),
+    "odd size": Kind("Much smaller or larger than the others. A small one is enlarged, and shows less."),
+    "odd shape": Kind("Long and narrow: the centre crop leaves little of it."),
+}
+"""In the order of a report, what is wrong for certain and does most harm first."""
+
+
+class Mark(NamedTuple):
+    """That a picture was found to be of a kind.
+
+    Attributes:
+        kind: one of KINDS.
+        row: the picture's.
+        score: of one kind, larger is worse.
+        why: what was measured, in a few words.
+        other: the row of the picture it is compared with; None if it is judged alone.
+    """
+
+    kind: str
+    row: int
+    score: float
+    why: str
+    other: int | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of a picture that was found.
+
+    Attributes:
+        kind: one of KINDS.
+        name: as the source gives it.
+        label: its class.
+        digest: SHA-256 hex digest of the encoded bytes; empty where it cannot even be read.
+        split: where a run puts it; empty where it is left out.
+        score: of one kind, larger is worse.
+        why: what was measured, in a few words.
+        row: its own among the pictures that can be used; None where it is left out.
+        other: the row of the picture it is compared with; None if it is judged alone.
+    """
+
+    kind: str
+    name: str
+    label: str
+    digest: str
+    split: str
+    score: float
+    why: str
+    row: int | None = None
+    other: int | None = None
+
+
+def ordered(findings: Iterable[Finding]) -> list[Finding]:
+    """By kind, the worst first."""
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return sorted(findings, key=lambda finding: (order[finding.kind], -finding.score, finding.name))
+
+
+def write(path: Path, findings: Iterable[Finding]) -> None:
+    """Writes the list to review: a CSV file with COLUMNS, what is proposed in its last one."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(COLUMNS)
+    for f in findings:
+        writer.writerow((f.name, f.label, f.split, f.digest, f.kind, f.why, KINDS[f.kind].proposal))
+    write_atomically(path, stream.getvalue())

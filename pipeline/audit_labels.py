@@ -1,0 +1,95 @@
+"""Labels and outliers, by what the pretrained network makes of each picture.
+
+    mislabels   a logistic regression says, of each picture, how probable each class is, having learned from the other
+                pictures only. Confident learning (Northcutt et al., 2021) finds those whose label is unlikely beside
+                what is usual for their class; of these, the ones are kept whose label is next to impossible.
+    outliers    the mean cosine distance to the nearest neighbours (Kuan and Mueller, 2022).
+
+Shape letters: N pictures, D features, C classes.
+"""
+
+import warnings
+
+import numpy as np
+
+from pipeline.audit_findings import Mark
+
+UNLIKELY = 0.1
+"""A label of at most this probability is reported. A regression of 88 % accuracy, on 397 photographs of ants and bees,
+gives it to 2 of them, whose labels are arguable."""
+FAR = 3.7
+"""Robust standard deviations of the log distance from its median, above which a picture is an outlier. Of the same
+photographs 2 are; noise, text, a chart and a digit among them are 4.0 to 6.1 away."""
+LEAST = 20
+"""Pictures that are needed to say what is usual."""
+
+_FOLDS = 5  # and so the least number of pictures of a class
+_NEIGHBOURS = 10
+_LEAST_LOG = 0.1  # The least that a robust standard deviation of the log distance is taken to be.
+_DIMENSIONS = 256  # Features beyond these, by variance, cost time and say little.
+_PRIOR = 1.6  # The standard deviation that logits are taken to have before any picture is seen.
+_STEPS = 200
+
+
+def mislabels(features: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> list[Mark]:
+    """Pictures that look as if they were of another class.
+
+    Args:
+        features: float [N, D].
+        labels: int [N] in 0..C-1. Classes of fewer than five pictures are left out, as there is too little to judge by.
+        classes: C names.
+    """
+    from cleanlab.filter import find_label_issues
+
+    judged = np.flatnonzero(np.bincount(labels, minlength=len(classes))[labels] >= _FOLDS)
+    names, given = np.unique(labels[judged], return_inverse=True)
+    if len(judged) < LEAST or len(names) < 2:
+        return []
+    probabilities = _out_of_sample(features[judged], given)
+    own = probabilities[np.arange(len(given)), given]
+    issues = find_label_issues(given, probabilities, filter_by="confident_learning", n_jobs=1)
+    marks = []
+    for place in np.flatnonzero(issues & (own <= UNLIKELY)):
+        likely = int(probabilities[place].argmax())
+        why = (
+            f"looks like {classes[names[likely]]} ({probabilities[place, likely]:.2f}) rather than "
+            f"{classes[names[given[place]]]} ({own[place]:.2f})"
+        )
+        marks.append(Mark("likely mislabel", int(judged[place]), 1 - float(own[place]), why))
+    return marks
+
+
+def outliers(features: np.ndarray) -> list[Mark]:
+    """Pictures that are like no other: `features` is float [N, D]."""
+    from sklearn.neighbors import NearestNeighbors
+
+    if len(features) < LEAST:
+        return []
+    nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS, metric="cosine", algorithm="brute").fit(features)
+    distances = nearest.kneighbors()[0].mean(axis=1)
+    away = np.log(np.maximum(distances, 1e-6))
+    away -= np.median(away)
+    away /= max(1.4826 * float(np.median(np.abs(away))), _LEAST_LOG)
+    usual = np.median(distances)
+    return [
+        Mark("outlier", row, float(away[row]), f"distance {distances[row]:.2f}, the median is {usual:.2f}")
+        for row in np.flatnonzero(away > FAR).tolist()
+    ]
+
+
+def _out_of_sample(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """float64 [N, C]: probabilities from models that did not learn from the picture itself."""
+    from sklearn.decomposition import PCA
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    if min(features.shape) > _DIMENSIONS:
+        features = PCA(_DIMENSIONS, random_state=0).fit_transform(features)
+    features = features - features.mean(axis=0)
+    # A weight's prior variance is scikit-learn's C. Of weights w and features x, w · x has the variance C Σ var(x).
+    regression = LogisticRegression(C=_PRIOR**2 / max(float(features.var(axis=0).sum()), 1e-12), max_iter=_STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # What further steps change is far below UNLIKELY.
+        folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
+        return np.asarray(cross_val_predict(regression, features, labels, cv=folds, method="predict_proba"))

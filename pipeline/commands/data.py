@@ -1,0 +1,81 @@
+"""`graft data`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import ConfigPath, Json, Overrides, Quiet, errors_in_words, graft, out, shown
+from pipeline.console import Console
+
+if TYPE_CHECKING:
+    from pipeline.audit import Audit
+
+
+def data(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Apply a reviewed list: its actions quarantine and relabel:CLASS."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Look at the pictures before training: what is damaged, doubled, leaking, mislabelled or odd."""
+    with errors_in_words():
+        from pipeline.config_file import load
+
+        loaded = load(config, overrides)
+        if fix is not None:
+            from pipeline.audit_fix import apply
+
+            done = apply(loaded.data, fix)
+            if as_json:
+                print(json.dumps({"quarantined": done.quarantined, "relabelled": done.relabelled,
+                                  "done_before": done.done_before, "record": str(done.record)}))  # fmt: skip
+                return
+            print(f"quarantined {done.quarantined}, relabelled {done.relabelled}, done before {done.done_before}")
+            print(f"record      {shown(done.record)}")
+            print(f"next        {graft()} data {shown(config)}")
+            return
+        from pipeline.quiet import import_tensorflow
+
+        import_tensorflow()
+        from pipeline.audit import audit
+
+        found = audit(loaded, Console(quiet))
+        _print_findings(found)
+        if found.refused is not None:
+            Console().warn(f"A run would not start. {found.refused}")
+        print(f"page        {shown(found.page)}")
+        print(f"list        {shown(found.findings)}")
+        if any(found.counts.values()):
+            again = f"{graft()} data {shown(config)} --fix {shown(found.findings)}"
+            print(f"next        look, write quarantine or relabel:CLASS into the column action, then: {again}")
+        if as_json:
+            figures = {"pictures": found.pictures, "classes": found.classes, "findings": found.counts,
+                       "refused": found.refused, "page": str(found.page), "list": str(found.findings)}  # fmt: skip
+            print(json.dumps(figures))
+
+
+def _print_findings(found: "Audit") -> None:
+    from rich.table import Table
+
+    from pipeline.audit_findings import KINDS
+
+    print(f"{found.pictures:,} pictures of {found.classes:,} classes")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("finding", no_wrap=True)
+    table.add_column("pictures", justify="right")
+    table.add_column("what it means", style="dim")
+    for kind, count in found.counts.items():
+        if count:
+            table.add_row(kind, f"{count:,}", KINDS[kind].meaning)
+    if table.row_count:
+        out().print(table)
+        if clean := [kind for kind, count in found.counts.items() if not count]:
+            print(f"none        {', '.join(clean)}")
+    else:
+        print("nothing was found that needs a look")

@@ -1,0 +1,29 @@
+"""`graft init`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import errors_in_words
+from pipeline.errors import ConfigError
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of class folders.")],
+    backbone: Annotated[str, typer.Option(help="A name from graft backbones.")] = "mobilenet_v2",
+) -> None:
+    """Print a commented config for a folder of pictures: graft init DIR > my.yaml."""
+    with errors_in_words():
+        from pipeline.backbones import BACKBONES
+        from pipeline.config import Data
+        from pipeline.init import folder_config
+        from pipeline.sources import open_source
+
+        if backbone not in BACKBONES:
+            raise ConfigError(f"There is no backbone {backbone!r}. Give one of: {', '.join(BACKBONES)}.")
+        source = open_source(Data(source="folder", path=str(folder)))
+        counts = dict.fromkeys(source.classes, 0)
+        for example in source.examples():
+            counts[example.label] += 1
+        print(folder_config(folder, backbone, counts), end="")

@@ -1,0 +1,79 @@
+"""`graft screen`."""
+
+import json
+from contextlib import closing
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.cli import ConfigPath, Json, Overrides, Quiet, errors_in_words, shown, stop_in_order
+from pipeline.console import Console
+from pipeline.quiet import import_tensorflow
+
+if TYPE_CHECKING:
+    from pipeline.screen import Screened
+
+
+class Weights(StrEnum):
+    NONE = "none"
+    IMAGENET = "imagenet"
+    BOTH = "both"
+
+
+def screen(
+    config: ConfigPath,
+    backbones: Annotated[str, typer.Option(metavar="NAME,NAME...", help="Networks, from graft backbones.")],
+    weights: Annotated[Weights, typer.Option(help="The frozen kernels: random, ImageNet's, or each in turn.")] = (
+        Weights.BOTH
+    ),
+    seeds: Annotated[int, typer.Option(help="Draws of kernels and head for each network.", min=1)] = 3,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank network designs quickly: freeze their kernels, train the head alone, compare validation accuracy."""
+    with errors_in_words():
+        from pipeline.config_file import load
+
+        stop_in_order()
+        loaded = load(config, overrides)
+        import_tensorflow()
+        from pipeline import screen as screening
+
+        names = screening.backbones_of(backbones)
+        kernels = [kind for kind in screening.KERNELS if weights in (Weights.BOTH, kind)]
+        rows: list[Screened] = []
+        page = Path(loaded.output_dir).resolve() / loaded.name / "screen" / "screen.html"
+        try:
+            with closing(screening.screen(loaded, names, kernels, seeds, Console(quiet))) as screened:
+                rows.extend(screened)
+        finally:  # What is known when it is stopped is not lost.
+            if rows:
+                page.parent.mkdir(parents=True, exist_ok=True)
+                screening.write_page(page, loaded, rows)
+                for kind in kernels:
+                    _print(screening.KERNELS[kind], screening.ranked([row for row in rows if row.kernels == kind]))
+                print(f"page        {shown(page)}")
+        if as_json:
+            print(json.dumps({"name": loaded.name, "page": str(page), "networks": [row.figures() for row in rows]}))
+
+
+def _print(title: str, rows: "list[Screened]") -> None:
+    if not rows:
+        return
+    print(f"{title:<22}{'accuracy':<10}{'95 % interval':<16}{'pixels':>8}{'weights':>14}{'multiply-adds':>17}{'ms':>8}")
+    for place, row in enumerate(rows, start=1):
+        if row.cost is None:
+            print(f"–   {row.backbone:<18}{row.problem}")
+            continue
+        low, high = row.interval or (row.mean, row.mean)
+        interval = f"{low:.3f} to {high:.3f}" if row.interval else ""
+        print(
+            f"{place:<4}{row.backbone:<18}{row.mean:<10.3f}{interval:<16}{row.image_size:>8}"
+            f"{row.cost.weights:>14,}{row.cost.multiply_adds:>17,}{1000 * row.cost.seconds:>8.2f}"
+        )
+    if scored := [row for row in rows if row.cost is not None]:
+        count = scored[0].validation
+        print(f"    always the commonest class: {scored[0].commonest:.3f}; one picture of {count}: {1 / count:.3f}")

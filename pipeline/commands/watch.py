@@ -1,0 +1,29 @@
+"""`graft watch`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli import Json, errors_in_words
+
+
+def watch(
+    export: Annotated[
+        Path, typer.Argument(metavar="EXPORT", help="A model as it is served: EXPORT/NAME, or EXPORT/NAME/VERSION.")
+    ],
+    samples: Annotated[Path, typer.Option(metavar="DIR", help="As given to graft serve --samples.")],
+    as_json: Json = False,
+) -> None:
+    """Compare what the endpoint is asked with the data a model comes from. Exit code 3 says that it drifted."""
+    with errors_in_words():
+        from pipeline import publish
+        from pipeline.drift import watch as compare
+
+        versions = publish.versions(export)
+        drift = compare(export / str(versions[-1]) if versions else export, samples, seed=0)
+        print(drift.sentence)
+        if as_json:
+            print(drift.model_dump_json())
+        if drift.drifted:
+            raise typer.Exit(3)

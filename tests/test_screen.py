@@ -1,0 +1,196 @@
+"""Screening network designs: what is compared is alike, what is told is so, and nothing stays behind."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import config_file, screen
+from pipeline.config import BackboneConfig
+from pipeline.errors import ConfigError
+from pipeline.screen import Cost, Screened
+from tests.networks import QUIET
+
+CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
+COST = Cost(weights=1000, multiply_adds=2000, seconds=0.001)
+
+
+def config(*overrides, path=CONFIG):
+    return config_file.load(path, list(overrides))
+
+
+def row(*accuracies, name="lenet5", kernels="none"):
+    return Screened(name, kernels, 32, accuracies, 50, 0.3, COST if accuracies else None, None if accuracies else "no")
+
+
+def screened(folder, *names, kernels=("none",), seeds=2, overrides=()):
+    of = config(f"output_dir={folder}", "phases.0.epochs=3", "data.classes=['0', '1', '2']", *overrides)
+    return list(screen.screen(of, names, kernels, seeds, QUIET))
+
+
+# ------------------------------------------------------------------------------------------------- what is compared
+
+
+def test_names_come_from_the_table_each_once():
+    assert screen.backbones_of("lenet5, alexnet,lenet5,") == ["lenet5", "alexnet"]
+    with pytest.raises(ConfigError, match=r"graft backbones.*: lenet5, .*Received: resnet51, x\."):
+        screen.backbones_of("lenet5,resnet51,x")
+    with pytest.raises(ConfigError, match="Received: ' ,'"):
+        screen.backbones_of(" ,")
+
+
+def test_each_network_has_its_size_and_its_options():
+    of = config("backbone.name=mobilenet", "backbone.options={alpha: 0.25}", "data.image_size=96")
+    assert [screen.config_for(of, name).image_size for name in ("mobilenet", "lenet5", "alexnet", "xception")] == [
+        96, 32, 227, 96,
+    ]  # fmt: skip
+    assert screen.config_for(of, "mobilenet").backbone == BackboneConfig(
+        name="mobilenet", weights="none", options={"alpha": 0.25}
+    )
+    assert screen.config_for(of, "mobilenet_v2").backbone.options == {}
+    assert screen.config_for(config(), "vgg16").image_size == 224
+    channel = config("data.mean_subtraction=channel")
+    assert screen.config_for(channel, "vgg16").data.mean_subtraction == "channel"
+    assert screen.config_for(channel, "convnext_tiny").data.mean_subtraction == "backbone"
+
+
+def test_the_head_alone_trains_as_in_the_first_phase_on_plain_pictures():
+    of = config(
+        "phases.0={epochs: 7, learning_rate: 0.003, unfreeze: {blocks: 2}, layer_decay: 0.5, optimizer: sgd,"
+        " schedule: cosine, early_stopping: {patience: 2}, backbone_mode: training, label_smoothing: 0.1}",
+        "data.augment={flip: horizontal}",
+        "data.views=4",
+        "head.dropout=0.3",
+    )
+    first = of.phases[0]
+    found = screen.config_for(of, "lenet5")
+    (phase,) = found.phases
+    assert (phase.unfreeze, phase.early_stopping, phase.layer_decay) == ("head", None, None)
+    kept = ("epochs", "learning_rate", "optimizer", "schedule", "label_smoothing")
+    assert all(getattr(phase, key) == getattr(first, key) for key in kept)
+    assert (found.data.augment.of_each, found.data.views, found.head) == ({}, None, of.head)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(-25, 25), st.floats(-100, 100), st.integers(0, 2**31))
+def test_features_of_any_size_come_to_mean_0_and_variance_1(power, offset, seed):
+    random = np.random.default_rng(seed)
+    features = ((random.normal(size=(64, 4)) + offset) * 10.0**power).astype(np.float32)
+    features[:, 3] = features[0, 3]
+    bare = keras.Sequential([keras.Input((4,))])
+    standard = screen._standardised(bare, features)(features).numpy()
+    assert standard[:, :3].mean(axis=0) == pytest.approx(0, abs=1e-3)
+    assert standard[:, :3].std(axis=0) == pytest.approx(1, rel=1e-2)
+    assert np.all(standard[:, 3] == 0)
+    far = screen._standardised(bare, features)(features * np.float32(3)).numpy()
+    assert np.isfinite(far).all()
+    assert np.all(far[:, 3] == 0)
+
+
+@pytest.mark.slow
+def test_the_seeds_decide_and_nothing_stays_behind(tmp_path):
+    (first,) = screened(tmp_path / "a", "lenet5")
+    assert len(first.accuracies) == 2
+    assert first.mean > first.commonest + 0.2
+    assert (first.problem, first.image_size) == (None, 32)
+    assert first.validation > 10
+    assert (first.cost.weights, first.cost.multiply_adds) == (60_856, 415_680)
+    assert first.cost.seconds > 0
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"activations"}
+    (again,) = screened(tmp_path / "b", "lenet5", seeds=3)
+    assert again.accuracies[:2] == first.accuracies
+    (other,) = screened(tmp_path / "a", "lenet5", overrides=["seed=1"])
+    assert other.accuracies[0] == again.accuracies[1]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_one_network_does_not_end_the_others(tmp_path):
+    overrides = ["data.image_size=32", "backbone.name=mobilenet", "backbone.options={alpha: -1}"]
+    rows = screened(tmp_path, "mobilenet", "lenet5", kernels=("none", "imagenet"), seeds=1, overrides=overrides)
+    assert [(row.backbone, row.kernels, row.problem is None) for row in rows] == [
+        ("mobilenet", "none", False), ("mobilenet", "imagenet", False),
+        ("lenet5", "none", True), ("lenet5", "imagenet", False),
+    ]  # fmt: skip
+    assert "cannot be built with {'alpha': -1}" in rows[0].problem
+    assert "no ImageNet weights" in rows[3].problem
+
+
+@pytest.mark.slow
+def test_imagenets_kernels_beat_random_ones_on_photographs(tmp_path, photographs, imagenet_weights):
+    path = CONFIG.parent / "hymenoptera.yaml"
+    of = config(f"data.path={photographs}", f"output_dir={tmp_path}", path=path)
+    random, imagenet = screen.screen(of, ["mobilenet"], ["none", "imagenet"], 1, QUIET)
+    assert imagenet.mean > max(random.mean, imagenet.commonest)
+    assert imagenet.cost.multiply_adds == random.cost.multiply_adds
+
+
+# ---------------------------------------------------------------------------------------------------- what is told
+
+
+def test_the_interval_is_students():
+    low, high = row(0.5, 0.6, 0.7).interval
+    assert (low, high) == (pytest.approx(0.6 - 0.2484, abs=1e-4), pytest.approx(0.6 + 0.2484, abs=1e-4))
+    assert row(0.1, 0.9).interval == (0.0, 1.0)
+    assert row(0.5).interval is None
+
+
+def test_the_best_is_first_and_what_failed_last():
+    rows = [row(name="failed"), row(0.4, 0.6, name="middle"), row(0.9, name="best"), row(0.1, name="worst")]
+    assert [row.backbone for row in screen.ranked(rows)] == ["best", "middle", "worst", "failed"]
+    json.dumps([row.figures() for row in rows], allow_nan=False)
+
+
+def test_the_page_has_a_table_for_each_kind_of_kernels(tmp_path):
+    rows = [row(0.5, 0.6), row(0.8, name="alexnet"), replace(row(kernels="imagenet"), problem="<gone>")]
+    screen.write_page(tmp_path / "screen.html", config(), rows)
+    page = (tmp_path / "screen.html").read_text()
+    assert page.index("<th>alexnet</th>") < page.index("<th>lenet5</th>")
+    assert "With ImageNet" in page
+    assert "&lt;gone&gt;" in page
+    assert page.count("<svg") == 1
+    screen.write_page(tmp_path / "screen.html", config(), rows[:1])
+    assert "ImageNet&#39;s kernels" not in (tmp_path / "screen.html").read_text()
+
+
+# --------------------------------------------------------------------------------------------------------- command
+
+
+def graft(*arguments, cwd):
+    program = "import typer; from pipeline.commands.screen import screen as c; a = typer.Typer(); a.command()(c); a()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(CONFIG), "--set", "phases.0.epochs=1", *arguments],
+        cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_command_ranks(tmp_path):
+    process = graft("--backbones", "lenet5", "--weights", "none", "--seeds", "2", "--json", cwd=tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    *table, last = out.splitlines()
+    (found,) = json.loads(last)["networks"]
+    assert f"1   lenet5            {found['mean']:.3f}" in table[1]
+    assert (tmp_path / "runs" / "digits-0-4" / "screen" / "screen.html").is_file()
+
+
+@pytest.mark.slow
+def test_what_is_known_is_printed_when_it_is_stopped(tmp_path):
+    process = graft("--backbones", "lenet5,alexnet", "--weights", "none", "--seeds", "1", cwd=tmp_path)
+    for _ in ("lenet5", "alexnet"):
+        while not process.stderr.readline().startswith("reading pictures"):
+            assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate()
+    assert process.returncode == 130
+    assert "1   lenet5" in out
+    assert "alexnet" not in out
+    assert not list(tmp_path.glob("runs/.digits*"))

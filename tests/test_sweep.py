@@ -1,0 +1,235 @@
+"""Sweeps on digits: what is trained and left behind, and what if it is stopped, trials fail, or MLflow is away."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import find_run, sweep, tracking
+from pipeline.config_file import load
+from pipeline.console import Console
+from pipeline.errors import ConfigError, GraftError, TrackingError
+from pipeline.tracking import connect
+
+CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
+ONE_EPOCH = ["phases.0.epochs=1", "data.batch_size=128"]
+LEARNING_RATES = "phases.0.learning_rate=[1e-4, 2e-3, 1e-2]"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory of its own: sweeps and MLflow's store go there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Listening(Console):
+    """Keeps what is said, and calls `when(line)`."""
+
+    def __init__(self, when=lambda line: None):
+        super().__init__(quiet=True)
+        self.lines, self.warnings, self._when = [], [], when
+
+    def say(self, text):
+        self.lines.append(text)
+        self._when(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def begin(*over, search=None, trials=None, seeds=2, overrides=()):
+    return sweep.begin(CONFIG, [*ONE_EPOCH, *overrides], over, search, trials, seeds, "graft sweep CONFIG")
+
+
+def figures(outcome):
+    return [(row.name, row.point, row.status, row.loss, row.accuracy) for row in outcome.trainings]
+
+
+@pytest.mark.slow
+def test_a_grid_leaves_a_table_a_page_the_winner_and_runs_in_mlflow(here):
+    begun = begin(LEARNING_RATES)
+    outcome = sweep.run(begun, Listening())
+    assert [row.name for row in outcome.trainings if row.role != "trial"] == [
+        "base", "base-seed-1", "base-seed-2", f"{outcome.winner.name}-seed-1", f"{outcome.winner.name}-seed-2",
+    ]  # fmt: skip
+    # The base's own learning rate is in the grid, and was not trained twice.
+    repeated = next(row for row in outcome.trainings if row.same_as)
+    assert (repeated.point, repeated.same_as, repeated.loss) == (
+        {"phases.0.learning_rate": "0.002"}, "base", outcome.base.loss,
+    )  # fmt: skip
+    assert outcome.winner.differs == "phases.0.learning_rate=0.01"
+    assert outcome.winner.loss == min(row.loss for row in outcome.trials)
+    assert outcome.base.pictures.keys() == {"train", "validation", "test"}
+
+    folder = outcome.folder
+    assert folder.parent == here / "runs" / "digits-0-4"
+    assert {path.name for path in folder.iterdir()} >= {"sweep.html", "trials.csv", "winner.yaml", "sweep.json"}
+    assert load(folder / "winner.yaml") == load(CONFIG, [*ONE_EPOCH, "phases.0.learning_rate=0.01"])
+    assert (folder / "winner.yaml").read_text().startswith("# phases.0.learning_rate=0.01: the winner of 3 trials")
+    # Whoever looks for runs finds none here.
+    assert find_run.recorded(here / "runs") == {}
+
+    client = connect(tracking.default_uri(here / "runs"))
+    experiment = client.get_experiment_by_name("digits-0-4")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["graft.winner"] == "phases.0.learning_rate=0.01"
+    assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
+        "sweep.html", "trials.csv", "winner.yaml",
+    }  # fmt: skip
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert children.keys() == {
+        "base", "base, seed 1", "base, seed 2", "phases.0.learning_rate=0.0001", "phases.0.learning_rate=0.01",
+        "phases.0.learning_rate=0.01, seed 1", "phases.0.learning_rate=0.01, seed 2",
+    }  # fmt: skip
+    child = children["phases.0.learning_rate=0.01"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params == {"phases.0.learning_rate": "0.01", "seed": "0"}
+    assert child.data.metrics["validation/calibrated_loss"] == pytest.approx(outcome.winner.loss)
+    assert child.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["tpe", "random"])
+def test_a_sweep_that_was_stopped_goes_on_to_the_same_end(search, here):
+    over = ("phases.0.learning_rate=1e-4..1e-2", "head.dropout=[0.0, 0.5]")
+    whole = sweep.run(begin(*over, search=search, trials=4), Listening())
+
+    def stop(line):
+        if line.startswith("trial 2/4"):
+            raise KeyboardInterrupt
+
+    begun = begin(*over, search=search, trials=4)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(begun, Listening(stop))
+    halfway = sweep.outcome_of(begun)
+    assert (halfway.done, halfway.planned) == (2, 4)
+    assert (begun.folder / "winner.yaml").is_file()
+    assert "2 of 4 trials have ended" in (begun.folder / "sweep.html").read_text()
+
+    listening = Listening()
+    resumed = sweep.run(sweep.reopened(begun.folder), listening)
+    assert figures(resumed) == figures(whole)
+    assert not [line for line in listening.lines if line.startswith(("base", "trial 1", "trial 2"))]
+    client = connect(tracking.default_uri(here / "runs"))
+    run_id = json.loads((begun.folder / "tracking.state.json").read_text())["run_id"]
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_has_its_reason_and_the_others_go_on(here):
+    outcome = sweep.run(begin("phases.0.learning_rate=[1e30, 1e-2]"), Listening())
+    failed, finished = outcome.trials
+    assert (failed.status, finished.status) == ("failed", "finished")
+    assert "Training diverged" in failed.reason
+    assert "diverged" in (outcome.folder / "sweep.html").read_text()
+    client = connect(tracking.default_uri(here / "runs"))
+    run_id = json.loads((outcome.folder / "trials" / "0001" / "tracking.state.json").read_text())["run_id"]
+    assert client.get_run(run_id).info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_a_base_that_cannot_be_trained_ends_it(here):
+    begun = begin(LEARNING_RATES, overrides=["phases.0.learning_rate=1e30"])
+    with pytest.raises(GraftError, match="The base cannot be trained"):
+        sweep.run(begun, Listening())
+    assert sweep.outcome_of(begun).winner is None
+
+
+@pytest.mark.slow
+def test_bad_trials_are_ended_early(here):
+    over = ["phases.0.learning_rate=1e-7..1e-2"]
+    outcome = sweep.run(begin(*over, search="random", trials=14, overrides=["phases.0.epochs=4"]), Listening())
+    pruned = [row for row in outcome.trials if row.status == "pruned"]
+    assert pruned
+    assert all(len(row.losses) < 4 and row.loss > outcome.winner.loss for row in pruned)
+    assert all(row.number > 5 for row in pruned)  # There must be others to be worse than.
+
+
+@pytest.mark.slow
+def test_mlflow_may_be_away_and_gets_everything_later(here, monkeypatch):
+    def away(uri):
+        raise TrackingError("nobody is there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "connect", away)
+        listening = Listening()
+        outcome = sweep.run(begin("phases.0.learning_rate=[1e-2]"), listening)
+    assert len(listening.warnings) == 2  # when it was noticed, and at the end
+    assert f"graft sync {outcome.folder}" in listening.warnings[-1]
+
+    delivery = tracking.sync(outcome.folder, Listening())
+    assert delivery.records > 10
+    client = connect(tracking.default_uri(here / "runs"))
+    runs = client.search_runs([client.get_experiment_by_name("digits-0-4").experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_id for run in parents] == [delivery.run_id]
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, delivery.run_id}
+    assert len(runs) == 1 + len(outcome.trainings)
+    assert tracking.sync(outcome.folder, Listening()).records == 0
+
+
+@pytest.mark.slow
+def test_one_process_works_on_a_sweep(here):
+    begun = begin(LEARNING_RATES)
+    with sweep._alone(begun.folder), pytest.raises(GraftError, match="worked on by another process"):
+        sweep.run(begun, Listening())
+
+
+@pytest.mark.parametrize(
+    ("over", "options", "words"),
+    [
+        (
+            ["phases.0.learning_rate=[1e-3, -1]"],
+            {},
+            r"learning_rate=-1 cannot be used\. phases\.0\.learning_rate: .*-1",
+        ),
+        (["head.widht=[1, 2]"], {}, r"head\.widht: unknown key"),
+        (["head.dropout=0.5..1.5"], {}, r"head\.dropout=1\.5 cannot be used"),
+        (["head.activation=[relu, elu]"], {}, "activation has no effect without hidden_units"),
+        (["phases.7.epochs=[1, 2]"], {}, "no list item of that number"),
+        (["head.dropout=[0.1]"], {"trials": 5}, "--trials has no effect on a grid"),
+        (["head.dropout=0.1..0.2"], {"search": "grid"}, "A grid needs lists"),
+    ],
+)
+def test_every_combination_is_checked_before_anything_is_made(over, options, words, here):
+    with pytest.raises(ConfigError, match=words):
+        begin(*over, **options)
+    assert not list(here.iterdir())
+
+
+def test_a_folder_that_is_no_sweep_is_named(here):
+    with pytest.raises(ConfigError, match=r"must hold a sweep\.json"):
+        sweep.reopened(here)
+
+
+def test_a_password_is_kept_nowhere_but_in_the_journal(here):
+    begun = begin("head.dropout=[0.1]", overrides=["tracking.uri=http://me:secret@127.0.0.1:9"])
+    assert "secret" not in (begun.folder / "sweep.json").read_text()
+    journal = begun.folder / "tracking.jsonl"
+    assert "secret" in journal.read_text()
+    assert journal.stat().st_mode & 0o077 == 0
+
+
+def test_a_grid_reads_each_set_of_pictures_once(here):
+    begun = begin("data.crop=[1.0, 0.8]", "head.dropout=[0.0, 0.1]")
+    assert [point["data.crop"] for point in begun.grid] == ["1.0", "1.0", "0.8", "0.8"]
+    begun = begin("head.dropout=[0.0, 0.1]", "data.crop=[0.8, 1.0]")
+    assert [point["data.crop"] for point in begun.grid] == ["0.8", "0.8", "1.0", "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "differs"),
+    [
+        ("phases.0.schedule", "[cosine, constant]", ["base", "phases.0.schedule=constant"]),
+        ("head.hidden_units", "[[], [64]]", ["base", "head.hidden_units=[64]"]),
+        ("phases.0.unfreeze", "[all, {from: c5}]", ["base", "phases.0.unfreeze={from: c5}"]),
+        ("head.dropout", "[0, 0.1]", ["base", "head.dropout=0.1"]),
+    ],
+)
+def test_a_trial_is_named_by_what_differs_from_the_base(key, values, differs, here):
+    begun = begin(f"{key}={values}")
+    assert [begun.differs(begun.config(point), point) for point in begun.grid] == differs
+    assert begun.base_point == begun.grid[0]

@@ -1,0 +1,167 @@
+"""What a sweep found, in figures, words and a page: no training."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
+
+from pipeline import sweep_page
+from pipeline.sweep_result import Outcome, Training
+
+KEYS = ("phases.0.learning_rate", "head.pooling")
+
+
+def training(number, loss=0.5, accuracy=0.8, role="trial", seed=0, **changes):
+    """A trial, or the base as number 0."""
+    values = {"phases.0.learning_rate": f"{0.001 * (number + 1):g}", "head.pooling": "max" if number % 2 else "avg"}
+    fields = {
+        "name": f"{number:04d}-{seed}", "role": role, "number": number, "point": values, "seed": seed,
+        "differs": ", ".join(f"{key}={value}" for key, value in values.items()) if number else "base",
+        "status": "finished", "loss": loss, "accuracy": accuracy, "losses": [loss or 0.0], "epoch": 3,
+    }  # fmt: skip
+    return Training(**fields | changes)
+
+
+def base(loss=0.5, accuracy=0.8, **changes):
+    return training(0, loss, accuracy, role="base", **changes)
+
+
+def outcome(tmp_path, *trainings, planned=4, ranged=True):
+    keys = frozenset(KEYS[:1]) if ranged else frozenset()
+    return Outcome(tmp_path, "digits", KEYS, keys, keys, planned, trainings)
+
+
+def seeds(losses, accuracies, role, number):
+    pairs = zip(losses, accuracies, strict=True)
+    return [training(number, loss, accuracy, role, seed) for seed, (loss, accuracy) in enumerate(pairs, start=1)]
+
+
+def test_the_lowest_loss_wins_then_the_accuracy_then_the_first(tmp_path):
+    pruned = training(1, 0.01, 1.0, status="pruned")
+    failed = training(2, None, None, status="failed", reason="diverged")
+    rows = [training(3, 0.4, 0.7), training(4, 0.3, 0.7), training(5, 0.3, 0.9), training(6, 0.3, 0.9)]
+    ranked = outcome(tmp_path, base(), pruned, failed, *rows).ranked
+    assert [row.number for row in ranked] == [5, 6, 4, 3, 0, 1, 2]
+    assert outcome(tmp_path, base(), pruned, failed, *rows).left_out == "1 pruned, 1 failed"
+
+
+def test_noise_is_the_standard_deviation_over_the_seeds_of_the_base(tmp_path):
+    rows = seeds([0.6, 0.4, 0.52], [0.7, 0.9, 0.8], "seed of base", 0)
+    noise = outcome(tmp_path, base(0.5, 0.8), *rows).noise
+    assert noise.seeds == 4
+    assert noise.loss == pytest.approx(np.std([0.5, 0.6, 0.4, 0.52], ddof=1))
+    assert noise.accuracy == pytest.approx(np.std([0.8, 0.7, 0.9, 0.8], ddof=1))
+    row = training(1, 0.45, 0.82)
+    loss, points = outcome(tmp_path, base(0.5, 0.8), *rows, row).beside_base(row)
+    assert loss == f"-0.0500 ± {np.sqrt(2) * noise.loss:.4f}"
+    assert points == f"+2.0 ± {100 * np.sqrt(2) * noise.accuracy:.1f}"
+
+
+@pytest.mark.parametrize(
+    ("winner", "better"), [([0.3, 0.31, 0.29, 0.3], True), ([0.3, 0.9, 0.2, 0.5], False), ([0.8, 0.9, 0.8, 0.9], False)]
+)
+def test_the_winner_is_better_where_the_interval_over_further_seeds_says_so(winner, better, tmp_path):
+    of_base = [0.5, 0.52, 0.49, 0.51]
+    found = outcome(
+        tmp_path, base(), training(1, 0.1, 1.0),
+        *seeds(of_base, [0.8] * 4, "seed of base", 0), *seeds(winner, [0.9] * 4, "seed of winner", 1),
+    )  # fmt: skip
+    comparison = found.comparison
+    interval = ttest_1samp(np.subtract(winner, of_base), 0).confidence_interval(0.95)
+    assert comparison.loss - comparison.loss_within == pytest.approx(interval.low)
+    assert comparison.loss + comparison.loss_within == pytest.approx(interval.high)
+    assert comparison.accuracy == pytest.approx(0.1)
+    assert comparison.better is better
+    assert found.verdict.startswith("Better than the base" if better else "Not distinguishable from the base")
+
+
+def test_the_seed_that_the_winner_was_chosen_by_does_not_count(tmp_path):
+    rows = [*seeds([0.5, 0.6], [0.8, 0.8], "seed of base", 0), *seeds([0.5, 0.6], [0.8, 0.8], "seed of winner", 1)]
+    assert outcome(tmp_path, base(), training(1, 0.01, 1.0), *rows).comparison.loss == 0
+
+
+def test_a_seed_that_failed_is_left_out(tmp_path):
+    of_winner = seeds([0.5, 0.6, 0.7], [0.8] * 3, "seed of winner", 1)
+    of_winner[1] = of_winner[1].model_copy(update={"status": "failed", "loss": None, "accuracy": None})
+    rows = [*seeds([0.5, 0.6, 0.7], [0.8] * 3, "seed of base", 0), *of_winner]
+    assert outcome(tmp_path, base(), training(1, 0.1), *rows).comparison.seeds == 2
+
+
+@pytest.mark.parametrize(
+    ("trainings", "words"),
+    [
+        ([], "No training has ended well"),
+        ([base(0.1), training(1, 0.2)], "No trial has a lower loss"),
+        ([base(0.2), training(1, 0.1)], "not known yet"),
+    ],
+)
+def test_what_is_not_known_is_not_claimed(trainings, words, tmp_path):
+    found = outcome(tmp_path, *trainings)
+    assert words in found.verdict
+    assert found.comparison is None
+
+
+def test_the_table_has_every_training_and_its_values(tmp_path):
+    repeated = training(4, 0.4, same_as="0001-0")
+    rows = [base(), training(1, 0.4), training(2, None, None, status="failed", reason="a, b"), repeated]
+    further = seeds([0.6], [0.7], "seed of base", 0)
+    outcome(tmp_path, *rows, *further).write_table(tmp_path / "trials.csv")
+    with (tmp_path / "trials.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["trial"] for row in table] == ["0001-0", "0000-0", "0002-0", "0000-1"]
+    assert table[0]["phases.0.learning_rate"] == "0.002"
+    assert table[2]["reason"] == "a, b"
+
+
+# The page
+
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
+LOSSES = st.floats(1e-6, 36)
+
+
+def page(tmp_path, found):
+    sweep_page.write(tmp_path / "sweep.html", found, "graft run winner.yaml", {"command": "graft sweep"})
+    return (tmp_path / "sweep.html").read_text()
+
+
+def test_the_page_shows_the_winner_every_trial_and_a_chart_of_each_key(tmp_path):
+    rows = [training(number, 0.5 - 0.05 * number, 0.8) for number in range(1, 5)]
+    text = page(tmp_path, outcome(tmp_path, base(), *rows, training(5, None, None, status="failed", reason="<NaN>")))
+    assert ">0.3000 <" in text
+    assert "phases.0.learning_rate=0.005, head.pooling=avg" in text
+    assert "&lt;NaN&gt;" in text
+    assert text.count("<svg") == 2 + len(KEYS)
+    assert text.count("<tr") == 1 + 6 + 1 + 1  # the trials with their heading, the seeds' heading, a fact
+    assert not re.search(r'(src|href)="http', text)
+    for label in re.findall(r'role="img" aria-label="([^"]*)"', text):
+        assert len(label) > 20
+
+
+def test_a_page_of_a_sweep_that_was_stopped(tmp_path):
+    text = page(tmp_path, outcome(tmp_path, base(), planned=50))
+    assert "0 of 50 trials have ended" in text
+    assert "parallel" not in text
+
+
+@pytest.mark.slow
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    losses=st.lists(LOSSES, min_size=1, max_size=6), words=WORDS, low=st.floats(1e-12, 1e6), factor=st.floats(1, 1e9),
+    ranged=st.booleans(),
+)  # fmt: skip
+def test_a_page_takes_any_values(losses, words, low, factor, ranged, tmp_path):
+    rows = [
+        training(
+            number,
+            loss,
+            0.5,
+            point={KEYS[0]: repr(low * factor ** (number / 6)), KEYS[1]: words if number % 2 else "$x$"},
+        )
+        for number, loss in enumerate(losses, start=1)
+    ]
+    text = page(tmp_path, outcome(tmp_path, base(), *rows, ranged=ranged))
+    assert text.count("<svg") == 2 + len(KEYS)

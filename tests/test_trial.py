@@ -1,0 +1,115 @@
+"""Trainings one after another: each ends as a run of its own would, whatever was trained before."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import config_file
+from pipeline.artifacts import Epoch
+from pipeline.config import EarlyStopping
+from pipeline.errors import ConfigError, GraftError
+from pipeline.run import run
+from pipeline.trial import Trainer, kept, preparation
+from tests.networks import QUIET, phase
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+# The head on frozen layers from random numbers, then the upper layers with it: what is not put back shows.
+TWO_PHASES = (
+    "phases=[{epochs: 2, learning_rate: 1e-2, unfreeze: head},"
+    " {epochs: 1, learning_rate: 1e-3, unfreeze: {from: c5}, schedule: cosine}]"
+)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def digits(*overrides):
+    return config_file.load(CONFIGS / "digits-0-4.yaml", [TWO_PHASES, "head.dropout=0.2", *overrides])
+
+
+def figures(trainer, config):
+    epochs = []
+    trainer.train(config, QUIET, lambda epoch, score: epochs.append(epoch))
+    return [(epoch.loss, epoch.accuracy, epoch.validation_loss, epoch.validation_accuracy) for epoch in epochs]
+
+
+@pytest.mark.slow
+def test_a_training_is_that_of_a_run_whatever_was_trained_before_it(here):
+    record = run(digits(), QUIET)
+    history = [Epoch(**epoch) for epoch in json.loads((Path(record.run_dir) / "history.json").read_text())]
+    of_run = [(epoch.loss, epoch.accuracy, epoch.validation_loss, epoch.validation_accuracy) for epoch in history]
+    with Trainer(QUIET) as trainer:
+        first = figures(trainer, digits())
+        other = figures(trainer, digits("head.hidden_units=[32]", "data.batch_size=16"))
+        another_seed = figures(trainer, digits("seed=1"))
+        smaller = figures(trainer, digits("data.crop=0.8"))
+        again = figures(trainer, digits())
+    assert first == of_run  # to the last bit
+    assert again == of_run
+    assert len({str(each) for each in (first, other, another_seed, smaller)}) == 4
+
+
+@pytest.mark.slow
+def test_a_training_that_is_ended_leaves_the_next_one_as_it_is(here):
+    def stop(epoch, score):
+        raise GraftError("enough")
+
+    with Trainer(QUIET) as trainer:
+        first = figures(trainer, digits())
+        with pytest.raises(GraftError, match="enough"):
+            trainer.train(digits("phases.0.unfreeze=all"), QUIET, stop)
+        assert figures(trainer, digits()) == first
+
+
+@pytest.mark.slow
+def test_the_score_is_that_of_the_best_temperature(here):
+    """The same network, but for logits that are too large by a factor, has the same score."""
+    with Trainer(QUIET) as trainer:
+        epochs, scores = [], []
+        best = trainer.train(digits(), QUIET, lambda epoch, score: (epochs.append(epoch), scores.append(score)))
+    assert best == scores[-1]
+    assert [score.epoch for score in scores] == [1, 2, 3]
+    assert all(score.loss <= epoch.validation_loss for epoch, score in zip(epochs, scores, strict=True))
+    assert best.accuracy == epochs[-1].validation_accuracy
+
+
+@pytest.mark.slow
+def test_other_pictures_to_validate_on_are_refused(here):
+    with Trainer(QUIET) as trainer:
+        first = figures(trainer, digits())
+        with pytest.raises(ConfigError, match="validated on other pictures"):
+            trainer.train(digits("data.validation_fraction=0.3"), QUIET, lambda epoch, score: None)
+        assert figures(trainer, digits()) == first
+
+
+@pytest.mark.parametrize(
+    ("override", "shared"),
+    [
+        ("data.batch_size=7", True),
+        ("data.augment.flip=horizontal", True),
+        ("data.class_weights=balanced", True),
+        ("head.pooling=max", True),
+        ("seed=5", True),
+        ("data.crop=0.5", False),
+        ("data.mean_subtraction=image", False),
+        ("backbone.name=alexnet", False),
+        ("cache.dtype=float32", False),
+    ],
+)
+def test_what_comes_before_a_training_is_shared_where_it_is_the_same(override, shared):
+    assert (preparation(digits(override)) == preparation(digits())) is shared
+
+
+@pytest.mark.parametrize(("losses", "best"), [([3, 2, 1], 3), ([3, 1, 2], 2), ([1, 3, 2], 1)])
+def test_early_stopping_keeps_the_best_epoch_of_the_last_phase(losses, best):
+    def epoch(number, of_phase, loss):
+        return Epoch(of_phase, number, 1.0, 0.5, loss, 0.5, 1e-3, 1.0, 1.0)
+
+    history = [epoch(1, 1, 0.1), *(epoch(2 + place, 2, loss) for place, loss in enumerate(losses))]
+    stopping = phase(epochs=3, early_stopping=EarlyStopping(patience=3))
+    assert kept(history, [phase(), stopping]).epoch == 1 + best
+    assert kept(history, [phase(), phase()]).epoch == 4

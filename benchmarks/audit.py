@@ -2,9 +2,12 @@
 
     KERAS_HOME=... python -m benchmarks.audit FOLDER [--pictures 10000]
 
-FOLDER holds photographs, looked through recursively. Pictures are made from them in a temporary folder: parts of 80 to
-98 % of each side, some mirrored, re-encoded as JPEG, in two classes by turns. KERAS_HOME holds ImageNet's weights of
-MobileNet 0.25, or they are downloaded. Decoding is what a run does of it: reading, and `pixels.decode` on all cores.
+FOLDER holds photographs, looked through recursively. Pictures are made from them in a temporary folder: turned and
+mirrored in the eight ways there are, a little cut off (2 to 20 % of each side), and encoded as JPEG again. Of 397
+photographs 10,000 such pictures show 3,176 different things, each about three times. KERAS_HOME holds ImageNet's
+weights of MobileNet 0.25, or they are downloaded. Decoding is what a run does of it: reading, and `pixels.decode` on
+all cores.
+
 Both are measured in processes of their own, Python's start and imports included, the first look with an empty store
 and the second with what the first one left. Processor time is less disturbed by what else the machine does.
 """
@@ -27,6 +30,7 @@ from pipeline.parallel import WORKERS
 from pipeline.pixels import PixelSpec, decode
 
 MOST_TIMES = 3.0
+TURNS = (None, *Image.Transpose)
 CONFIG = """\
 name: audit
 data: {{source: folder, path: {path}, augment: {{flip: horizontal}}}}
@@ -36,7 +40,7 @@ output_dir: {out}
 
 
 def made(photographs: Path, folder: Path, count: int) -> None:
-    """Makes `count` JPEGs in two class folders; the same ones each time."""
+    """Makes `count` JPEGs in the photographs' class folders; the same ones each time."""
     originals = []
     for path in sorted(path for path in photographs.rglob("*") if path.is_file()):
         try:
@@ -54,8 +58,8 @@ def made(photographs: Path, folder: Path, count: int) -> None:
             part = image.convert("RGB").crop(
                 (round(left), round(top), round(left + share * width), round(top + share * height))
             )
-        if draw.random() < 0.5:
-            part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        turn = TURNS[number // len(originals) % len(TURNS)]
+        part = part if turn is None else part.transpose(turn)
         stream = io.BytesIO()
         part.save(stream, "JPEG", quality=draw.randint(80, 92))
         (folder / path.parent.name / f"{number}.jpg").write_bytes(stream.getvalue())

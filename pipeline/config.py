@@ -375,9 +375,13 @@ class Phase(Strict):
             raise ValueError("schedule.patience must be smaller than epochs, or the learning rate never falls")
         if self.unfreeze == "head":
             if self.layer_decay is not None:
-                raise ValueError("layer_decay has no effect while unfreeze is head: leave it out")
+                raise ValueError(
+                    "layer_decay has no effect while unfreeze is head: no layers are below it; leave it out"
+                )
             if self.backbone_mode == "training":
-                raise ValueError("backbone_mode: training has no effect while unfreeze is head: leave it out")
+                raise ValueError(
+                    "backbone_mode: training has no effect while unfreeze is head: the backbone is frozen; leave it out"
+                )
         if isinstance(self.optimizer, AdamW) and self.weight_decay == 0:
             raise ValueError("optimizer adamw without weight_decay is adam: set weight_decay, e.g. 0.01, or use adam")
         return self

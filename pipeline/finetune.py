@@ -334,7 +334,7 @@ def compiled_step(
     spread = phase.label_smoothing / classes
 
     def over_devices(values: Any) -> Any:
-        if devices == 1:  # TensorFlow would keep the graph of every step that sums so for as long as the process lives.
+        if devices == 1:  # As in `optimizers`.
             return values
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 

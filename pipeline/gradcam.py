@@ -40,7 +40,7 @@ def maps(network: Network, images: np.ndarray, classes: np.ndarray) -> np.ndarra
         float32 [N, H, W] in 0..1: each map is divided by its own maximum, so that strengths cannot be compared between
         pictures. Zero everywhere where nothing speaks for the class.
     """
-    name, windows = layer(network)
+    name, windows = layer(network.backbone, network.block_end)
     coarse = _compiled(network, name)
     starts = range(0, len(images), _TOGETHER)
     cells = [coarse(images[a : a + _TOGETHER], classes[a : a + _TOGETHER]).numpy() for a in starts]
@@ -55,7 +55,7 @@ def maps(network: Network, images: np.ndarray, classes: np.ndarray) -> np.ndarra
     return np.divide(large, largest, out=np.zeros_like(large), where=largest > 0)
 
 
-def layer(network: Network) -> tuple[str, tuple[Window, Window]]:
+def layer(backbone: keras.Model, block_end: str) -> tuple[str, tuple[Window, Window]]:
     """The topmost layer that what is seen passes through and whose maps still have places to tell apart.
 
     Such layers are those at which the backbone can be cut, and the ends of its blocks, which NASNet's cells are. A map
@@ -66,15 +66,13 @@ def layer(network: Network) -> tuple[str, tuple[Window, Window]]:
         the topmost of those with the most cells.
         What a cell of it sees, along H and W.
     """
-    cuts = set(cut_points(network.backbone))
+    cuts = set(cut_points(backbone))
     # A model inside of the backbone is one operation of it, and its last layer's output is the operation's.
-    tops = {row.operation: row for row in inspect(network.backbone)}
+    tops = {row.operation: row for row in inspect(backbone)}
     rows = [
         row
         for name, row in tops.items()
-        if (name in cuts or re.fullmatch(network.block_end, name))
-        and row.windows is not None
-        and row.layer != "ZeroPadding2D"
+        if (name in cuts or re.fullmatch(block_end, name)) and row.windows is not None and row.layer != "ZeroPadding2D"
     ]
     chosen = max(reversed(rows), key=lambda row: min(*row.output[:2], LEAST_CELLS))
     assert chosen.windows is not None

@@ -26,7 +26,6 @@ from pipeline.pixels import BadImage, PixelSpec, decode
 from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName
 from pipeline.splits import LeftOut, Split, Splits, check_splits
 
-
 CONTRADICTION = "the same picture is labelled"
 """How the reason begins that a picture is left out for where it is there under several labels."""
 

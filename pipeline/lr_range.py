@@ -276,7 +276,8 @@ def _chart(test: RangeTest) -> pages.Chart:
     caption = f"{test.trains}, {test.phase.optimizer.name}. "
     if len(test.rates):
         before, curve = float(test.unchanged.mean()), test.curve
-        single = test.losses / np.maximum(test.unchanged, np.finfo(float).tiny) * before
+        nothing = np.full(len(test.losses), np.nan)
+        single = before * np.divide(test.losses, test.unchanged, out=nothing, where=test.unchanged > 0)
         axes.scatter(test.rates, single, s=12, color=pages.SKY, linewidths=0, label="a batch")
         axes.plot(test.rates, curve, color=pages.BLUE, label="smoothed")
         axes.set_ylim(0, 2 * before)

@@ -57,10 +57,12 @@ NOTE = "mlflow.note.content"
 
 _COMPARE = "Compare runs"
 _VIEW = "graft"
-_COLUMNS = (
-    "attributes.`Models`", "metrics.`test/accuracy`", "metrics.`test/macro_f1`", "metrics.`test/loss`",
-    "metrics.`time/train_seconds`", "tags.`graft.role`", "tags.`graft.gate`",
-)  # fmt: skip
+# Of the table of runs, by MLflow's names, in pixels; the first ones are always there.
+_ALWAYS = {"attributes.`Run Name`": 300, "runDateAndNestInfo": 140, "duration": 80}
+_COLUMNS = {
+    "metrics.`test/accuracy`": 110, "metrics.`test/loss`": 110, "tags.`graft.role`": 100, "tags.`graft.gate`": 100,
+    "attributes.`Models`": 160,
+}  # fmt: skip
 
 _ROWS = "\n".join(f"| {name} | {unit} | {meaning} |" for name, (unit, meaning) in FIGURES.items())
 _ABOUT = f"""Image classifiers made by Graft. The view **{_COMPARE}**, at the top right, shows figures and decisions \
@@ -78,8 +80,8 @@ gate decided, `graft.gate_reason` why. Figures, by group:
 
 def _view() -> str:
     """What MLflow's pages keep of a view of the runs that somebody has saved."""
-    widths = {"attributes.`Run Name`": 340}  # pixels: enough for what differs
-    state = {"selectedColumns": _COLUMNS, "columnWidths": widths}
+    widths = _ALWAYS | _COLUMNS
+    state = {"selectedColumns": list(_COLUMNS), "columnOrder": list(widths), "columnWidths": widths}
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     return json.dumps({"name": _COMPARE, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"})
 
@@ -113,11 +115,16 @@ def title(name: str, overrides: Iterable[str], keys: Iterable[str]) -> str:
     for override in overrides:
         key, _, value = override.partition("=")
         if not _NO_DIFFERENCE.fullmatch(key):
-            value = " ".join(value.split())
-            shown = value if len(value) <= _LONGEST_VALUE else f"…{value[1 - _LONGEST_VALUE :]}"
-            changes.append(f"{_short(key, every)}={shown}")
+            changes.append(f"{_short(key, every)}={_cut(' '.join(value.split()))}")
     text = ", ".join(changes) or name
     return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
+
+
+def _cut(value: str) -> str:
+    """A value short enough for a name; of a path the end counts."""
+    if len(value) <= _LONGEST_VALUE:
+        return value
+    return f"…{value[1 - _LONGEST_VALUE :]}" if "/" in value else f"{value[: _LONGEST_VALUE - 1]}…"
 
 
 def _short(key: str, every: list[str]) -> str:

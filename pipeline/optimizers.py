@@ -73,5 +73,12 @@ def _per_variable(kind: type, scales: list[float], decays: list[float]) -> type:
                 variable.assign_sub(variable * decays[index] * learning_rate)
             super().update_step(gradient, variable, learning_rate)
 
+        def _all_reduce_sum_gradients(self, pairs: Any) -> Any:
+            # TensorFlow keeps the graph of every step that sums over devices for as long as the process lives: it would
+            # grow with each training.
+            if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+                return pairs
+            return super()._all_reduce_sum_gradients(pairs)
+
     PerVariable.__name__ = kind.__name__
     return PerVariable

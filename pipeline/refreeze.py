@@ -36,8 +36,8 @@ def _refreeze(config: RunConfig, console: Console) -> tuple[FrozenTest, FrozenTe
     before = testset.newest(folder)
     if before is None:
         raise ConfigError(
-            f"{config.name} has no frozen test set yet. The first retraining makes it, of its test split: graft "
-            "retrain CONFIG"
+            f"{config.name} has no frozen test set yet: the first graft retrain makes it, of its test split. Run: "
+            "graft retrain CONFIG"
         )
     data = config.data
     spec = PixelSpec(config.image_size, config.image_size, data.crop, data.max_megapixels)

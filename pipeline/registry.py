@@ -292,8 +292,8 @@ _OURS = "*Written by Graft, and kept up to date; a text of your own in place of 
 
 def _describe(client: Any, name: str) -> None:
     """Writes what a registered model is into its description, unless somebody has written one."""
-    model = client.get_registered_model(name)
-    if model.description and not model.description.rstrip().endswith(_OURS):
+    model = _unless_missing(client.get_registered_model, name)
+    if model is None or (model.description and not model.description.rstrip().endswith(_OURS)):
         return
     text = _description(name, _versions(client, model, f"name = '{name}'"))
     if text != model.description:

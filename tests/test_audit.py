@@ -1,14 +1,19 @@
 """The look at the data, on folders of made-up pictures with and without defects, on the digits and on photographs."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
 from pipeline.audit import audit
 from pipeline.audit_findings import COLUMNS, KINDS
 from pipeline.config import RunConfig
-from pipeline.config_file import load
+from pipeline.config_file import dump, load
 from tests.conftest import ROOT
 from tests.defects import CLASSES, jpeg, picture, plant, plant_clean
 from tests.networks import QUIET
@@ -173,3 +178,24 @@ def test_a_second_look_finds_the_same(tmp_path):
 def test_what_a_list_proposes_is_safe():
     """Without a look, only what tells a network nothing is taken out."""
     assert {kind for kind, row in KINDS.items() if row.proposal} == {"damaged", "copy", "constant"}
+
+
+@pytest.mark.slow
+def test_the_command_prints_what_was_found(tmp_path):
+    """In a process of its own."""
+    plant(tmp_path / "data", each=24)
+    (tmp_path / "look.yaml").write_text(dump(config("data", "runs", augment={})), encoding="utf-8")
+    look = subprocess.run(
+        [sys.executable, "-m", "pipeline", "data", "look.yaml", "--json", "--quiet"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert look.returncode == 0, look.stderr
+    assert look.stderr == ""
+    *lines, last = look.stdout.splitlines()
+    figures = json.loads(last)
+    assert figures["findings"]["damaged"] == 3
+    assert figures["refused"] is None
+    assert lines[0] == f"{figures['pictures']} pictures of 3 classes"
+    assert any(line.startswith("damaged ") and line.split()[1] == "3" for line in lines)
+    assert f"page        {Path('runs/made-up/data/data.html')}" in lines
+    assert "data look.yaml --fix runs/made-up/data/findings.csv" in lines[-1]

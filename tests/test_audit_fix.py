@@ -2,7 +2,10 @@
 
 import csv
 import hashlib
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from pipeline.audit_fix import apply
 from pipeline.config import Data
 from pipeline.errors import DataError
 from pipeline.sources import open_source
+from tests.conftest import ROOT
 
 NAMES = ("ants/1.jpg", "ants/2.jpg", "ants/far/3.jpg", "bees/1.jpg", "bees/2.jpg")
 MORE = (*NAMES, "ants/4.jpg", "bees/4.jpg", "wasps/1.jpg", "wasps/5.jpg")
@@ -248,6 +252,40 @@ def test_what_an_interrupted_copy_left_is_overwritten(tmp_path):
     apply(data, reviewed(tmp_path / "list.csv", ("ants/1.jpg", "ants", "quarantine")))
     assert [path.name for path in target.parent.iterdir()] == ["1.jpg"]
     assert not (root / "ants/1.jpg").exists()
+
+
+CONFIG = """\
+name: fix
+data: {source: folder, path: photos}
+backbone: {name: lenet5, weights: none}
+"""
+
+
+def graft(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_the_command_applies_a_list(tmp_path):
+    planted(tmp_path / "photos")
+    reviewed(tmp_path / "list.csv", ("ants/1.jpg", "ants", "quarantine"), ("ants/2.jpg", "ants", "relabel:bees"))
+    (tmp_path / "fix.yaml").write_text(CONFIG, encoding="utf-8")
+    done = graft("data", "fix.yaml", "--fix", "list.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = Path("photos-quarantine", "record.csv")
+    assert done.stdout.splitlines()[:2] == [
+        "quarantined 1, relabelled 1, done before 0",
+        f"record      {record}",
+    ]
+    again = graft("data", "fix.yaml", "--fix", "list.csv", "--json", cwd=tmp_path)
+    assert json.loads(again.stdout) == {
+        "quarantined": 0, "relabelled": 0, "done_before": 2, "record": str(tmp_path / record)
+    }  # fmt: skip
+    refused = graft("data", "fix.yaml", "--fix", "nowhere.csv", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == "error: Cannot read the list nowhere.csv: No such file or directory.\n"
 
 
 # ----------------------------------------------------------------------------------------------------------- CSV files

@@ -27,6 +27,7 @@ from pipeline.inspection import FLOAT, by_kind, inspect, of_backbone, of_config,
 from pipeline.receptive import Window
 from tests.networks import network, phase
 
+SLOW = pytest.mark.slow
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -85,15 +86,15 @@ def test_alexnet(name, output, weights):
         ("VGG16", 138_357_544, 15.5e9),
         ("VGG19", 143_667_240, 19.6e9),
         ("ResNet50", 25_636_712, 3.8e9),  # He et al., Table 1
-        ("ResNet101", 44_707_176, 7.6e9),
-        ("ResNet152", 60_419_944, 11.3e9),
+        pytest.param("ResNet101", 44_707_176, 7.6e9, marks=SLOW),
+        pytest.param("ResNet152", 60_419_944, 11.3e9, marks=SLOW),
         ("MobileNet", 4_253_864, 569e6),  # Howard et al., Table 8
         ("MobileNetV2", 3_538_984, 300e6),  # Sandler et al., Table 4
         ("MobileNetV3Large", 5_507_432, 219e6),  # Howard et al., Table 3
         ("EfficientNetB0", 5_330_571, 0.39e9),  # Tan and Le, Table 2
-        ("InceptionV3", 23_851_784, 5.72e9),
-        ("NASNetMobile", 5_326_716, 564e6),  # Zoph et al., Table 2
-        ("DenseNet121", 8_062_504, 2.83e9),
+        pytest.param("InceptionV3", 23_851_784, 5.72e9, marks=SLOW),
+        pytest.param("NASNetMobile", 5_326_716, 564e6, marks=SLOW),  # Zoph et al., Table 2
+        pytest.param("DenseNet121", 8_062_504, 2.83e9, marks=SLOW),
         ("ConvNeXtTiny", 28_589_128, 4.5e9),  # Liu et al., Table 1
     ],
 )
@@ -110,11 +111,11 @@ def test_whole_networks_as_published(name, weights, multiply_adds):
         ("vgg16", "block5_pool", 212, 32),
         ("mobilenet", "conv_pw_13_relu", 315, 32),
         ("resnet50", "conv5_block3_out", 483, 32),
-        ("resnet101", "conv5_block3_out", 1027, 32),
-        ("resnet152", "conv5_block3_out", 1507, 32),
-        ("resnet50_v2", "post_relu", 483, 32),
-        ("inception_v3", "mixed10", 1311, 32),
-        ("inception_resnet_v2", "conv_7b_ac", 3039, 32),
+        pytest.param("resnet101", "conv5_block3_out", 1027, 32, marks=SLOW),
+        pytest.param("resnet152", "conv5_block3_out", 1507, 32, marks=SLOW),
+        pytest.param("resnet50_v2", "post_relu", 483, 32, marks=SLOW),
+        pytest.param("inception_v3", "mixed10", 1311, 32, marks=SLOW),
+        pytest.param("inception_resnet_v2", "conv_7b_ac", 3039, 32, marks=SLOW),
     ],
 )
 def test_receptive_fields_as_published(name, layer, field, stride):
@@ -129,12 +130,10 @@ def test_receptive_fields_as_published(name, layer, field, stride):
 
 
 # The others take a while to build.
-QUICK = ("lenet5", "alexnet", "vgg16", "mobilenet", "mobilenet_v3_small", "convnext_tiny", "efficientnet_b0")
+QUICK = ("lenet5", "alexnet", "vgg16", "mobilenet", "mobilenet_v3_small", "convnext_tiny")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BACKBONES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in QUICK else SLOW) for name in BACKBONES])
 def test_every_backbone_at_its_own_size(name, monkeypatch):
     built = []
     monkeypatch.setattr(weights, "outline", lambda *arguments: built.append(outline(*arguments)) or built[0])
@@ -207,7 +206,7 @@ def box(moves):
         ("mobilenet", 128, "conv_pw_6_relu"),
         ("resnet50", 128, "conv3_block1_out"),
         *(
-            pytest.param(*rest, marks=pytest.mark.slow)
+            pytest.param(*rest, marks=SLOW)
             for rest in (
                 ("alexnet", 227, "conv2"),
                 ("inception_v3", 159, "mixed0"),
@@ -403,7 +402,7 @@ def inspected():
     return of_config(config(), 3, 16)
 
 
-@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4))])
+@pytest.mark.parametrize("number", [0, 1, *(pytest.param(n, marks=SLOW) for n in (2, 3, 4))])
 def test_a_phase_is_as_training_divides_the_network(number, inspected):
     configured = config()
     step, phase = inspected.steps[number], configured.phases[number]
@@ -421,6 +420,7 @@ def test_a_phase_is_as_training_divides_the_network(number, inspected):
     below = [] if trunk is None else inspect(trunk)
     assert step.frozen.multiply_adds == total(below).multiply_adds
     assert step.frozen.weights == total(below).weights
+    assert step.frozen.units == total(below).units + (256 if phase.unfreeze == "head" else 0)  # with the pooling
     assert step.frozen.kept == step.frozen.trainable == 0
     assert step.frozen.step_multiply_adds == step.frozen.multiply_adds
     whole = total(step.layers)
@@ -495,9 +495,7 @@ def stored_by_tensorflow(network):
     return sum(read.values()) / 4 / batch
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("lenet5", 32), ("vgg16", 32), pytest.param("mobilenet", 64, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("name", "size"), [("lenet5", 32), ("vgg16", 32), pytest.param("mobilenet", 64, marks=SLOW)])
 def test_as_many_units_are_kept_as_tensorflow_keeps(name, size):
     network = BACKBONES[name].build(input_shape=(size, size, 1 if name == "lenet5" else 3), weights=None)
     assert total(inspect(network)).kept == pytest.approx(stored_by_tensorflow(network), rel=0.05)
@@ -593,7 +591,7 @@ def test_a_picture(ending, tmp_path):
         assert all(f">{word}<" in text for word in ("c1", "f6", "logits", "dense layers", "receptive field"))
 
 
-@pytest.mark.parametrize("name", [pytest.param("densenet121", marks=pytest.mark.slow), "convnext_tiny"])
+@pytest.mark.parametrize("name", [pytest.param("densenet121", marks=SLOW), "convnext_tiny"])
 def test_a_picture_of_many_layers_names_blocks(name, tmp_path):
     file = tmp_path / "depth.svg"
     assert graft_inspect(name, "--picture", file).exit_code == 0

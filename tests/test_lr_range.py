@@ -24,6 +24,7 @@ from tests.stores import LARGE, refuse
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "digits-0-4.yaml"
+FLOATS = st.floats(0, 2.0**126, width=32)
 RATES = np.geomspace(LOWEST, HIGHEST, STEPS)
 
 
@@ -120,6 +121,21 @@ def test_its_loss_is_the_phases_and_is_unchanged_while_the_rate_is_too_low():
     assert not np.allclose(smoothing.unchanged, test.unchanged)
 
 
+def test_each_step_is_taken_at_its_learning_rate():
+    net, train = network("lenet5"), split()
+    features = finetune.predict(finetune.divide(net, phase()).frozen, train, 8)
+    weights, offset = (variable.numpy().astype(np.float64) for variable in net.head.trainable_variables)
+    plain = phase(optimizer={"name": "sgd", "momentum": 0.0})
+    test = lr_range.range_test(net, plain, 0, pictures(train, data_=data(batch_size=24)), QUIET)
+    for rate, loss in zip(test.rates[:85], test.losses[:85], strict=True):
+        probabilities = softmax(features @ weights + offset)
+        assert loss == pytest.approx(log_loss(probabilities, train.labels), rel=1e-3)
+        error = (probabilities - np.eye(3)[train.labels]) / 24
+        weights -= rate * features.T @ error
+        offset -= rate * error.sum(axis=0)
+    assert test.losses[84] < 0.95 * test.losses[0]
+
+
 @pytest.mark.slow
 def test_the_optimizer_and_its_settings_are_the_phases():
     def curve(**changes):
@@ -187,7 +203,7 @@ def test_the_configs_own_rate_is_judged(rate, verdict):
 
 
 @given(
-    st.lists(st.tuples(st.floats(0, 1e30), st.floats(0, 1e30)), min_size=0, max_size=STEPS),
+    st.lists(st.tuples(FLOATS, FLOATS), max_size=STEPS),
     st.floats(1e-8, 100),
 )
 def test_any_losses_are_read(pairs, rate):
@@ -202,7 +218,8 @@ def test_any_losses_are_read(pairs, rate):
 
 def test_the_page_shows_each_phase(tmp_path):
     config = config_file.load(CONFIG)
-    tests = [of_curve(valley(), diverged=1.0), of_curve(np.ones(STEPS)), of_curve([])]
+    no_mistake = [0.0] + [1.0] * (STEPS - 1)
+    tests = [of_curve(valley(), no_mistake, diverged=1.0), of_curve(np.ones(STEPS)), of_curve([])]
     lr_range.write_page(tmp_path / "lr.html", config, tests)
     page = (tmp_path / "lr.html").read_text()
     assert f"--set phases.0.learning_rate={tests[0].suggestion:.2g}" in page

@@ -110,11 +110,13 @@ def assert_everything_is_there_once(run: Run, uri: str) -> None:
     assert {len(said["train/loss"]), len(said["test/accuracy"])} == {4, 1}
     histories = {key: client.get_metric_history(run_id, key) for key in found.data.metrics}
     assert {key: [(metric.step, metric.value) for metric in history] for key, history in histories.items()} == said
-    assert len(found.inputs.dataset_inputs) == 1
+    assert len(found.inputs.dataset_inputs) == 3
 
-    uploaded = [file.path for file in client.list_artifacts(run_id)]
-    assert sorted(uploaded) == sorted({Path(record["path"]).name for record in run.journal("artifact")})
-    report = Path(client.download_artifacts(run_id, "report.json"))
+    folders = {record["folder"] for record in run.journal("artifact")}
+    uploaded = [file.path for folder in folders for file in client.list_artifacts(run_id, folder) if not file.is_dir]
+    said_to_be = {str(Path(record["folder"]) / Path(record["path"]).name) for record in run.journal("artifact")}
+    assert sorted(uploaded) == sorted(said_to_be)
+    report = Path(client.download_artifacts(run_id, "figures/report.json"))
     assert report.read_bytes() == (run.run_dir / "report.json").read_bytes()
 
     (model,) = client.search_logged_models([experiment.experiment_id])

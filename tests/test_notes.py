@@ -21,8 +21,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
             "backbone.name=resnet50, phases.1.learning_rate=1e-4",
         ),
         (["phases.0.schedule.name=cosine"], "phases.0.schedule.name=cosine"),
-        (["head={dropout: 0.2,   pooling: max}"], "head={dropout: 0.2, pooling…"),
-        (["data.path=/home/you/pictures/of/hymenoptera"], "path=…/pictures/of/hymenoptera"),
+        (["head={dropout: 0.2,   pooling: max}"], "head={dropout: 0.2, pooling:…"),
+        (["data.path=/home/you/pictures/of/hymenoptera"], "path=…pictures/of/hymenoptera"),
         (["name=bees", "output_dir=o", "export.dir=e", "tracking.uri=http://you:secret@host", "cache=off"], "ants"),
     ],
 )

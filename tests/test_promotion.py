@@ -233,7 +233,7 @@ def test_a_full_disk_promotes_nothing_and_the_next_attempt_does(world, monkeypat
 
 
 def test_by_hand_only_what_there_is_can_be_promoted(world):
-    with pytest.raises(ConfigError, match=r"ants has no version 9 in MLflow's registry. There are: 4, 3, 2, 1\."):
+    with pytest.raises(ConfigError, match=r"ants has no version 9 in MLflow's registry. Promote one of: 4, 3, 2, 1\."):
         promotion.promote_by_hand(world.registry, world.home, 9, "try")
     run_dir = world.runs / "run-4"
     hidden = run_dir.rename(run_dir.with_name("hidden"))

@@ -77,6 +77,7 @@ def test_a_run_can_be_understood_in_mlflow_alone(config):
     assert model.tags["mlflow.note.content"] == version.description
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status", "note"),
     [
@@ -101,6 +102,7 @@ def test_a_run_that_fails_says_why_and_one_that_goes_on_goes_on_counting(config,
     assert [sample.step for sample in samples] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_challenger_says_so(config):
     with pytest.raises(DataError), recorded(config, QUIET, challenger=True, title="challenger: 12 added") as recording:
         raise DataError("no matter")

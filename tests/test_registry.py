@@ -56,6 +56,7 @@ def everything(uri: str) -> None:
     assert (registry.champion(), registry.previous(), registry.version(1)) == (None, None, None)
     assert registry.history() == []
     registry.alias("champion", None)
+    registry.mark()
     registry.delete(1)
 
     runs = [a_run(uri, accuracy=0.5 + i / 10, accuracy_low=0.4, accuracy_high=0.9) for i in range(3)]

@@ -71,11 +71,11 @@ def test_a_run_leaves_everything_behind_and_a_second_one_can_start_from_it(here)
     assert logged.info.status == "FINISHED"
     assert logged.data.params["phases.0.schedule.name"] == "cosine"
     assert logged.data.metrics["test/accuracy"] == pytest.approx(first.metrics["test_accuracy"])
-    assert logged.data.tags["graft.data_digest"] == manifest.data_digest
-    assert logged.inputs.dataset_inputs[0].dataset.digest == manifest.data_digest[:36]
+    assert manifest.data_digest.startswith(logged.data.tags["graft.data_digest"])
+    assert len(logged.inputs.dataset_inputs) == 3
     steps = [metric.step for metric in client.get_metric_history(first.mlflow_run_id, "train/loss")]
     assert steps == [1, 2]
-    assert {item.path for item in client.list_artifacts(first.mlflow_run_id)} >= {"report.html", "confusion.png"}
+    assert {item.path for item in client.list_artifacts(first.mlflow_run_id)} >= {"report.html", "charts"}
     assert client.get_model_version("digits-0-4", "1").run_id == first.mlflow_run_id
 
     second = run(digits("phases.1.epochs=2", name="digits-5-9"), QUIET)

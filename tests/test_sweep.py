@@ -8,7 +8,7 @@ import pytest
 from pipeline import find_run, sweep, tracking
 from pipeline.config_file import load
 from pipeline.console import Console
-from pipeline.errors import ConfigError, GraftError, TrackingError
+from pipeline.errors import ConfigError, GraftError
 from pipeline.tracking import connect
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
@@ -120,7 +120,7 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_end(search, here):
 
 @pytest.mark.slow
 def test_a_trial_that_fails_has_its_reason_and_the_others_go_on(here):
-    outcome = sweep.run(begin("phases.0.learning_rate=[1e30, 1e-2]"), Listening())
+    outcome = sweep.run(begin("phases.0.learning_rate=[1e38, 1e-2]"), Listening())
     failed, finished = outcome.trials
     assert (failed.status, finished.status) == ("failed", "finished")
     assert "Training diverged" in failed.reason
@@ -132,7 +132,7 @@ def test_a_trial_that_fails_has_its_reason_and_the_others_go_on(here):
 
 @pytest.mark.slow
 def test_a_base_that_cannot_be_trained_ends_it(here):
-    begun = begin(LEARNING_RATES, overrides=["phases.0.learning_rate=1e30"])
+    begun = begin(LEARNING_RATES, overrides=["phases.0.learning_rate=1e38"])
     with pytest.raises(GraftError, match="The base cannot be trained"):
         sweep.run(begun, Listening())
     assert sweep.outcome_of(begun).winner is None
@@ -141,17 +141,17 @@ def test_a_base_that_cannot_be_trained_ends_it(here):
 @pytest.mark.slow
 def test_bad_trials_are_ended_early(here):
     over = ["phases.0.learning_rate=1e-7..1e-2"]
-    outcome = sweep.run(begin(*over, search="random", trials=14, overrides=["phases.0.epochs=4"]), Listening())
+    outcome = sweep.run(begin(*over, search="random", trials=9, overrides=["phases.0.epochs=3"]), Listening())
     pruned = [row for row in outcome.trials if row.status == "pruned"]
     assert pruned
-    assert all(len(row.losses) < 4 and row.loss > outcome.winner.loss for row in pruned)
+    assert all(len(row.losses) < 3 and row.loss > outcome.winner.loss for row in pruned)
     assert all(row.number > 5 for row in pruned)  # There must be others to be worse than.
 
 
 @pytest.mark.slow
 def test_mlflow_may_be_away_and_gets_everything_later(here, monkeypatch):
     def away(uri):
-        raise TrackingError("nobody is there")
+        raise ConnectionError("nobody is there")
 
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "connect", away)

@@ -196,8 +196,8 @@ def _file_of_run(config: BackboneConfig, output_dir: Path) -> Path:
     if folder is None:
         raise WeightsError(
             f"backbone.weights: no finished run in {output_dir} has this MLflow run id, folder name or name. "
-            f"Received: {config.weights}. Give one of the finished runs there, {find_run.names(runs.values())}, or "
-            "imagenet or none."
+            f"Received: {config.weights}. Names of finished runs there: {find_run.names(runs.values())}. "
+            "Give a finished run, or another backbone.weights."
         )
     theirs, ours = runs[folder].backbone, BackboneIdentity(name=config.name, options=config.options)
     if theirs != ours:

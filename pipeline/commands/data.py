@@ -52,8 +52,8 @@ def data(
         print(f"page        {shown(found.page)}")
         print(f"list        {shown(found.findings)}")
         if any(found.counts.values()):
-            again = f"{graft()} data {shown(config)} --fix {shown(found.findings)}"
-            print(f"next        look, write quarantine or relabel:CLASS into the column action, then: {again}")
+            print("next        look at the page, write quarantine or relabel:CLASS into the list's column action, then")
+            print(f"            {graft()} data {shown(config)} --fix {shown(found.findings)}")
         if as_json:
             figures = {"pictures": found.pictures, "classes": found.classes, "findings": found.counts,
                        "refused": found.refused, "page": str(found.page), "list": str(found.findings)}  # fmt: skip

@@ -153,12 +153,17 @@ def _row(found: "Inspection", name: str, start: int, end: int, every_layer: bool
         "connections": _short(sizes.connections),
         "multiply-adds": _short(sizes.multiply_adds),
     }
-    for number, step in enumerate(found.steps, start=1):
+    for column, step in _steps(found).items():
         mine = step.memory_of(step.layers[start:end], found.batch_size)
-        cells["memory" if found.classes is None else f"phase {number}"] = (
-            "frozen" if end <= step.below else filesize.decimal(mine) if mine else ""
-        )
+        cells[column] = "frozen" if end <= step.below else filesize.decimal(mine) if mine else ""
     return cells
+
+
+def _steps(found: "Inspection") -> "dict[str, Step]":
+    """The columns of memory: one for each phase."""
+    if found.classes is None:
+        return {"memory": found.steps[0]}
+    return {f"phase {number}": step for number, step in enumerate(found.steps, start=1)}
 
 
 def _print_fitting(rows: list[dict[str, str]]) -> None:
@@ -183,7 +188,7 @@ def _print_legend(found: "Inspection") -> None:
     print("field and stride: in pixels of the picture; all: the whole of it")
     if any(layer.sees_all and layer.windows for layer in found.layers):
         print("*: and, by way of averages over all places (squeeze and excitation), the whole picture")
-    names = "memory" if found.classes is None else "phase 1" + (f" to {len(found.steps)}" if found.steps[1:] else "")
+    names = ", ".join(_steps(found))
     print(f"{names}: what the layers take in memory, in a training step on {found.batch_size} pictures")
 
 

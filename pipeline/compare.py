@@ -9,7 +9,6 @@ Shape letters: N common test pictures, C classes that any of the runs knows, R r
 """
 
 import csv
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,8 +26,7 @@ from pipeline.config_file import load
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate import Report
 from pipeline.gate import Answers, Interval
-from pipeline.pixels import BadImage, decode
-from pipeline.sources import open_source
+from pipeline.pictures import read_again
 from pipeline.sources.base import SPLIT_NAMES, listed
 
 MOST_RUNS = len(ascii_uppercase)
@@ -686,15 +684,9 @@ def thumbnails(runs: Sequence[Run], digests: set[str]) -> dict[str, np.ndarray]:
     spec = runs[0].manifest.pixels
     found: dict[str, np.ndarray] = {}
     for run in runs:
-        wanted = {run.pictures[digest].name for digest in digests - found.keys() if digest in run.pictures}
-        if not wanted or run.config.data.source == "tfds":
-            continue
-        with suppress(DataError):
-            for example in open_source(run.config.data).examples():
-                if example.name in wanted:
-                    with suppress(OSError, BadImage):
-                        encoded = example.read()
-                        digest = hashlib.sha256(encoded).hexdigest()
-                        if digest in digests:
-                            found[digest] = decode(encoded, spec)
+        wanted = {digest for digest in digests - found.keys() if digest in run.pictures}
+        if wanted and run.config.data.source != "tfds":
+            with suppress(DataError):
+                names = {run.pictures[digest].name for digest in wanted}
+                found |= read_again(run.config.data, spec, names, wanted)
     return found

@@ -18,7 +18,7 @@ from pipeline.backbones.contracts import CONTRACTS
 from pipeline.model import Network
 from pipeline.pages import Chart, short
 
-CANONICAL = {
+CANONICAL: dict[str, np.ndarray] = {
     "blur": np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 8,
     "sharpen": np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]], np.float32),
     "edge": np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], np.float32),
@@ -46,9 +46,9 @@ class Responses:
         count: how many kernels the first layer has.
         kernels: their kernels, as `kernels` gives them, uint8 [k, ...].
 
-    Kernels whose weights sum to zero answer nothing to an even surface: theirs, and all learned ones', are grey (128)
-    for 0, lighter above and darker below, and each reaches black or white where it is strongest. Blur and sharpen give
-    a picture again, in 0..255.
+    Blur and sharpen give a picture again, in 0..255. What the others answer is grey (128) for 0, lighter above and
+    darker below; the 99.5th percentile of the magnitudes, of each canonical answer and of all learned ones together, is
+    black or white. So a kernel that hardly answers is seen to.
     """
 
     luminance: np.ndarray
@@ -93,7 +93,7 @@ def kernels(network: Network) -> np.ndarray | None:
     weights = np.moveaxis(first[0].kernel.numpy(), -1, 0)
     if CONTRACTS[network.normalise.contract].order == "bgr":
         weights = weights[..., ::-1]
-    return _around_grey(weights if weights.shape[-1] == 3 else weights[..., 0], np.quantile(np.abs(weights), 0.995))
+    return _around_grey(weights if weights.shape[-1] == 3 else weights[..., 0])
 
 
 def responses(network: Network, image: np.ndarray) -> Responses | None:
@@ -119,9 +119,10 @@ def responses(network: Network, image: np.ndarray) -> Responses | None:
     for name, kernel in CANONICAL.items():
         answer = correlate(luminance, kernel, mode="nearest")
         is_picture = abs(kernel.sum() - 1) < 1e-6
-        canonical[name] = _to_bytes(answer) if is_picture else _around_grey(answer, np.abs(answer).max())
-    learned = np.stack([_around_grey(answers[channel], np.abs(answers[channel]).max()) for channel in channels])
-    return Responses(_to_bytes(luminance), canonical, channels, learned, pictures[channels], len(pictures))
+        canonical[name] = _to_bytes(answer) if is_picture else _around_grey(answer)
+    return Responses(
+        _to_bytes(luminance), canonical, channels, _around_grey(answers[channels]), pictures[channels], len(pictures)
+    )
 
 
 def maps(network: Network, image: np.ndarray) -> list[FeatureMaps]:
@@ -188,7 +189,7 @@ def response_chart(network: Network, image: np.ndarray) -> Chart | None:
     named = [("luminance", _tile(found.luminance, 192))]
     for name, answer in found.canonical.items():
         kernel = CANONICAL[name]
-        named.append((name, _with_kernel(answer, _around_grey(kernel, np.abs(kernel).max()))))
+        named.append((name, _with_kernel(answer, _around_grey(kernel))))
     for channel, answer, kernel in zip(found.channels, found.learned, found.kernels, strict=True):
         named.append((f"kernel {channel}", _with_kernel(answer, kernel)))
     figure = pages.figure(10, 0.25 + 2.2 * -(-len(named) // 5))
@@ -222,8 +223,8 @@ def maps_chart(network: Network, image: np.ndarray) -> Chart | None:
         _show(axes, _mosaic(row, MOST_CHANNELS), what)
     return Chart(
         figure,
-        "One picture, layer by layer, the lowest first: in each row, the maps that vary most over it, each from its own "
-        "least value, black, to its own greatest, white. Lower layers keep the picture and answer to edges and "
+        "One picture, layer by layer, the lowest first: in each row, the maps that vary most over it, each from its "
+        "own least value, black, to its own greatest, white. Lower layers keep the picture and answer to edges and "
         "surfaces; the further up, the coarser the maps, and the fewer the things that each answers to.",
         f"Feature maps of one picture in {len(found)} layers, from {found[0].layer} with "
         f"{found[0].shape[0]}×{found[0].shape[1]} places to {found[-1].layer} with "
@@ -285,8 +286,9 @@ def _most_varied(all_maps: np.ndarray, most: int) -> list[int]:
     return [int(channel) for channel in order[:most]]
 
 
-def _around_grey(values: np.ndarray, greatest: Any) -> np.ndarray:
-    """uint8: -greatest to 1, 0 to 128, greatest to 255; what lies beyond is cut off."""
+def _around_grey(values: np.ndarray) -> np.ndarray:
+    """uint8: 0 to 128, and the 99.5th percentile of the magnitudes, or what lies beyond, to 255 or 1."""
+    greatest = np.quantile(np.abs(values), 0.995)
     return _to_bytes(128 + 127 * np.clip(values / max(greatest, 1e-30), -1, 1))
 
 

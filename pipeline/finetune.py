@@ -98,10 +98,19 @@ def finetune(
                 checkpoints.write(progress, state.arrays())
             _train(division, phase, pictures, feed, state, progress, checkpoints, console, on_epoch, on_logits)
         epochs = [epoch for epoch in progress.history if epoch.phase == number + 1]
+        trained, frozen = _weights(division, network)
+        uses, spared, spared_seconds = feed.activations
         cost = PhaseCost(
-            number + 1, *_weights(division, network), prepared + sum(epoch.seconds for epoch in epochs), prepared,
-            statistics.median(epoch.images_per_second for epoch in epochs), *feed.activations,
-        )  # fmt: skip
+            phase=number + 1,
+            trained=trained,
+            frozen=frozen,
+            seconds=prepared + sum(epoch.seconds for epoch in epochs),
+            prepared=prepared,
+            images_per_second=statistics.median(epoch.images_per_second for epoch in epochs),
+            activations=uses,
+            spared=spared,
+            spared_seconds=spared_seconds,
+        )
         console.say(f"  phase {number + 1}: {_account(cost)}")
         if on_phase is not None:
             on_phase(cost)

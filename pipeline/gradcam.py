@@ -50,9 +50,9 @@ def maps(network: Network, images: np.ndarray, classes: np.ndarray) -> np.ndarra
     found = np.concatenate(cells)
     rows = _interpolation(windows[0], found.shape[1], height)
     columns = _interpolation(windows[1], found.shape[2], width)
-    large = rows @ found @ columns.T
+    large: np.ndarray = rows @ found @ columns.T
     largest = large.max(axis=(1, 2), keepdims=True)
-    return np.divide(large, largest, out=np.zeros_like(large), where=largest > 0)
+    return large / np.where(largest > 0, largest, np.float32(1))
 
 
 def layer(backbone: keras.Model, block_end: str) -> tuple[str, tuple[Window, Window]]:
@@ -97,7 +97,8 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     opacity = 0.75 * heat[..., None]
     colours = 255 * colormaps["inferno"](heat)[..., :3]
-    return np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
+    drawn: np.ndarray = np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
+    return drawn
 
 
 def _compiled(network: Network, name: str) -> Callable[[np.ndarray, np.ndarray], tf.Tensor]:

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from pipeline import config_file, report
 from pipeline.__main__ import app
-from pipeline.reopen import network_of, pictures_of
+from pipeline.pictures import read_again
+from pipeline.reopen import network_of
 from pipeline.run import run
 from tests.networks import QUIET
 
@@ -55,7 +56,7 @@ def test_the_network_is_the_one_that_was_trained(ended):
     run_dir, _ = ended
     of = report.read(run_dir)
     network = network_of(run_dir, of.config, len(of.outputs.classes))
-    seen = pictures_of(of.config, of.manifest, of.outputs.digests)
+    seen = read_again(of.config.data, of.manifest.pixels, of.outputs.names, of.outputs.digests)
     assert set(seen) == set(of.outputs.digests)
     images = np.stack([seen[digest] for digest in of.outputs.digests])
     np.testing.assert_allclose(network.model(images.astype(np.float32), training=False), of.outputs.logits, atol=1e-4)

@@ -23,7 +23,8 @@ def report(
     with errors_in_words():
         import_tensorflow()
         from pipeline import report as stage
-        from pipeline.reopen import network_of, pictures_of
+        from pipeline.pictures import read_again
+        from pipeline.reopen import network_of
 
         console = Console(quiet)
         run = stage.read(run_dir.resolve())
@@ -31,7 +32,7 @@ def report(
 
         def look(digests: Sequence[str]) -> dict[str, "np.ndarray"]:
             try:
-                found = pictures_of(run.config, run.manifest, digests)
+                found = read_again(run.config.data, run.manifest.pixels, run.outputs.names, digests)
             except DataError as error:
                 console.warn(f"The report shows no pictures. {error}")
                 return {}

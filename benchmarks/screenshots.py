@@ -37,8 +37,9 @@ _USED_BEFORE = {
     "mlflow.assistant.panelOpen_v1": "false",
     "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
 }
-_RENAME = """
+_TIDY = """
     const [from, to] = arguments, walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (const tools of document.querySelectorAll(".modebar")) tools.remove();  // A chart shows them to a mouse alone.
     while (walk.nextNode()) walk.currentNode.nodeValue = walk.currentNode.nodeValue.replaceAll(from, to);
 """
 
@@ -138,7 +139,7 @@ class Visitor:
     def take(self, name: str) -> None:
         """Saves what is seen, without the name of this machine's folder."""
         time.sleep(3)  # Charts are drawn, and drawers slide in.
-        self._browser.execute_script(_RENAME, str(self._folder), _SHOWN)
+        self._browser.execute_script(_TIDY, str(self._folder), _SHOWN)
         picture = Image.open(BytesIO(self._browser.get_screenshot_as_png())).convert("RGB")
         path = self._images / f"mlflow-{name}.png"
         picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -65,8 +65,10 @@ def outliers(features: np.ndarray) -> list[Mark]:
 
     if len(features) < LEAST:
         return []
-    nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS, metric="cosine", algorithm="brute").fit(features)
-    distances = nearest.kneighbors()[0].mean(axis=1)
+    # Of unit vectors the cosine distance is half the squared Euclidean one, which scikit-learn finds four times sooner.
+    units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS, algorithm="brute").fit(units)
+    distances = (nearest.kneighbors()[0] ** 2 / 2).mean(axis=1)
     away = np.log(np.maximum(distances, 1e-6))
     away -= np.median(away)
     away /= max(1.4826 * float(np.median(np.abs(away))), _LEAST_LOG)
@@ -83,13 +85,15 @@ def _out_of_sample(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from threadpoolctl import threadpool_limits
 
     if min(features.shape) > _DIMENSIONS:
         features = PCA(_DIMENSIONS, random_state=0).fit_transform(features)
     features = features - features.mean(axis=0)
     # A weight's prior variance is scikit-learn's C. Of weights w and features x, w · x has the variance C Σ var(x).
     regression = LogisticRegression(C=_PRIOR**2 / max(float(features.var(axis=0).sum()), 1e-12), max_iter=_STEPS)
-    with warnings.catch_warnings():
+    # Of such small products each is sooner done by one thread than shared out to several.
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # What further steps change is far below UNLIKELY.
         folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
         return np.asarray(cross_val_predict(regression, features, labels, cv=folds, method="predict_proba"))

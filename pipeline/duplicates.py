@@ -30,6 +30,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from pipeline.parallel import WORKERS
 
@@ -234,7 +235,8 @@ def _correlations(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         return result
 
     blocks = [pairs[start : start + _BLOCK] for start in range(0, len(pairs), _BLOCK)]
-    with ThreadPoolExecutor(WORKERS) as pool:
+    # The threads are ours: BLAS's own would fight with them.
+    with ThreadPoolExecutor(WORKERS) as pool, threadpool_limits(1):
         return np.concatenate([np.zeros(0), *pool.map(of_block, blocks)])
 
 

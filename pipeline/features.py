@@ -145,7 +145,7 @@ def maps(network: Network, image: np.ndarray) -> list[FeatureMaps]:
     looked_into = keras.Model(backbone.inputs[0], [outputs[name] for name in shown])
     values = looked_into(network.normalise(image[None].astype(np.float32)), training=False)
     found = []
-    for name, value in zip(shown, values, strict=True):
+    for name, value in zip(shown, keras.tree.flatten(values), strict=True):
         all_maps = np.moveaxis(np.asarray(value)[0], -1, 0)
         channels = _most_varied(all_maps, MOST_CHANNELS)
         pictures = np.stack([_stretched(all_maps[channel]) for channel in channels])

@@ -268,6 +268,7 @@ def graft(*arguments, cwd):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_applies_a_list(tmp_path):
     planted(tmp_path / "photos")
     reviewed(tmp_path / "list.csv", ("ants/1.jpg", "ants", "quarantine"), ("ants/2.jpg", "ants", "relabel:bees"))

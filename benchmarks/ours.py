@@ -149,7 +149,7 @@ def prepared(arguments: argparse.Namespace) -> Iterator[Pieces]:
     from pipeline.backbones import BACKBONES, weights
     from pipeline.console import Console
     from pipeline.pixels import PixelSpec
-    from pipeline.run import reproducible
+    from pipeline.seeding import reproducible
 
     with TemporaryDirectory() as folder:
         augment = "{flip: horizontal, rotation: 18}" if arguments.views > 1 else "{}"  # The guide's.

@@ -27,7 +27,7 @@ from pipeline.feed import seeds_of_views
 from pipeline.finetune import strategy
 from pipeline.frozen import Views
 from pipeline.pixels import PixelSpec, decode, upright_size
-from pipeline.run import reproducible
+from pipeline.seeding import reproducible
 from pipeline.sources import open_source
 from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName
 from pipeline.splits import LeftOut, Split, Splits, check_splits

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts import write_atomically
 from pipeline.config import RunConfig
 from pipeline.metrics import METRICS
+from pipeline.pages import percent
 
 if TYPE_CHECKING:
     from pipeline.report import Run
@@ -35,8 +36,8 @@ def _model(run: "Run") -> str:
 
 Classifies pictures into {len(classes)} classes: {listed}.
 
-**{_percent(run.scores.metrics["accuracy"])} of {run.scores.n:,} test pictures are right**, 95 % interval \
-{_percent(run.scores.accuracy_interval[0])} to {_percent(run.scores.accuracy_interval[1])}.
+**{percent(run.scores.metrics["accuracy"])} of {run.scores.n:,} test pictures are right**, 95 % interval \
+{percent(run.scores.accuracy_interval[0])} to {percent(run.scores.accuracy_interval[1])}.
 
 ## Model
 
@@ -61,7 +62,7 @@ def _figures(run: "Run") -> str:
     )
     return f"""## Figures
 
-On the test split, which training never saw.
+On the test split, which this training never saw.{_ancestor(run)}
 
 | figure | value | meaning |
 |---|---|---|
@@ -121,6 +122,12 @@ def _unfrozen(run: "Run") -> str:
     return f"{most.trained:,} of {most.trained + most.frozen:,} weights were trained."
 
 
+def _ancestor(run: "Run") -> str:
+    if run.record.started_from is None:
+        return ""
+    return f" What it started from, {run.record.started_from}, may have learned from some of these pictures."
+
+
 def _options(config: RunConfig) -> str:
     return "".join(f", {key} {value}" for key, value in config.backbone.options.items())
 
@@ -129,10 +136,6 @@ def _meaning(name: str) -> str:
     return " ".join((METRICS[name].__doc__ or "").split("\n\n")[0].split()) if name in METRICS else ""
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _cell(text: str) -> str:
-    """As it may stand in a table: neither a column's end nor a mark-up of its own."""
-    return "".join(f"\\{letter}" if letter in "\\`*_|<>[]" else letter for letter in text)
+    """As it may stand in a line or a table: on one line, neither a column's end nor a mark-up of its own."""
+    return "".join(f"\\{letter}" if letter in "\\`*_|<>[]#" else letter for letter in " ".join(text.split()))

@@ -1,9 +1,9 @@
 """Runs side by side: what differs in their configs and data, and which is better on the test pictures they share.
 
 All runs are compared with the first. Figures are of the test pictures that every run has, with the same label, and that
-none has learned from. Differences are of paired samples: both runs are scored on the same pictures. One is shown when
-its 95 % interval leaves out zero and, for accuracy, McNemar's test agrees. NumPy, SciPy and scikit-learn, no
-TensorFlow.
+none has learned from; of those that show the same, one. Differences are of paired samples: both runs are scored on the
+same pictures. One is shown when its 95 % interval leaves out zero and, for accuracy, McNemar's test agrees. NumPy, SciPy
+and scikit-learn, no TensorFlow.
 
 Shape letters: N common test pictures, C classes that any of the runs knows, R resamples, r some of them.
 """
@@ -19,12 +19,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline import contents, gate, metrics
-from pipeline.artifacts import MODEL, OUTPUTS, Code, Epoch, Manifest, Outputs, Record, RunRecord, read_manifest
+from pipeline import contents, gate, metrics, pages
+from pipeline.artifacts import (
+    CLUSTERS,
+    MODEL,
+    OUTPUTS,
+    Code,
+    Epoch,
+    Manifest,
+    Outputs,
+    Record,
+    RunRecord,
+    read_manifest,
+)
 from pipeline.config import BackboneConfig, Data, Phase, RunConfig
 from pipeline.config_file import load
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate import Report
+from pipeline.flips import Flip, between
 from pipeline.gate import Answers, Interval
 from pipeline.pictures import read_again
 from pipeline.sources.base import SPLIT_NAMES, listed
@@ -64,7 +76,7 @@ class Metric:
 
     def shown(self, value: float) -> str:
         """A run's figure."""
-        return f"{100 * value:.1f} %" if self.unit == "points" else f"{value:.3f}"
+        return pages.percent(value) if self.unit == "points" else f"{value:.3f}"
 
     def change(self, value: float, sign: bool = True) -> str:
         """A difference, in the unit."""
@@ -219,6 +231,7 @@ class Comparison(Record):
         runs: the first is compared with.
         settings: in which the configs differ.
         n: common test pictures.
+        repeated: others that are left out, as each shows the same as one of these.
         against: each other run beside the first.
         per_class: those first that changed most.
         warnings: what the figures do not say by themselves.
@@ -227,6 +240,7 @@ class Comparison(Record):
     runs: list[Side]
     settings: list[Setting]
     n: int
+    repeated: int
     against: list[Versus]
     per_class: list[ClassRow]
     warnings: list[str]
@@ -253,6 +267,9 @@ class Run:
         folder: absolute.
         pictures: name, label and split of every picture in a split, by digest.
         learned: digests of what it was trained or tuned on, also by way of the runs that it started from.
+        gone: of these runs the one whose list of pictures is no longer there, so that `learned` may lack some; None
+            where all have theirs.
+        clusters: of its near duplicates, by digest; empty where it did not look for any.
     """
 
     letter: str
@@ -266,6 +283,8 @@ class Run:
     manifest: Manifest
     pictures: dict[str, Picture]
     learned: set[str]
+    gone: Path | None
+    clusters: dict[str, str]
 
 
 def read(references: Sequence[str], folders: Sequence[Path]) -> list[Run]:
@@ -294,11 +313,12 @@ def read(references: Sequence[str], folders: Sequence[Path]) -> list[Run]:
 def _read(letter: str, reference: str, folder: Path) -> Run:
     try:
         outputs = Outputs.read(folder / OUTPUTS)
+        clusters = contents.clusters(folder / CLUSTERS) if (folder / CLUSTERS).is_file() else {}
         history = [Epoch(**epoch) for epoch in json.loads((folder / "history.json").read_text(encoding="utf-8"))]
         return Run(
             letter, reference, folder, RunRecord.read(folder / "run.json"), load(folder / "config.yaml"),
             Report.read(folder / "report.json"), history, outputs, read_manifest(folder / MODEL),
-            _pictures(folder), _learned(folder),
+            _pictures(folder), *_learned(folder), clusters,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = Path(error.filename).name if isinstance(error, OSError) and error.filename else "one of its files"
@@ -309,14 +329,18 @@ def _read(letter: str, reference: str, folder: Path) -> Run:
         ) from error
 
 
-def _learned(folder: Path) -> set[str]:
-    """Of a run and, as far as they are still there, of those whose weights it started from. Raises OSError, and
-    ValueError where a run.json is damaged."""
+def _learned(folder: Path) -> tuple[set[str], Path | None]:
+    """Of a run and of those whose weights it started from; and the first of these that is gone, beyond which nothing is
+    known. Raises OSError, and ValueError where a run.json is damaged."""
     learned = contents.learned(folder / "splits.csv")
     start = RunRecord.read(folder / "run.json").started_from
-    if start is not None and (Path(start) / "run.json").is_file():
-        learned |= _learned(Path(start))
-    return learned
+    if start is None:
+        return learned, None
+    before = Path(start)
+    if not all((before / name).is_file() for name in ("run.json", "splits.csv")):
+        return learned, before
+    earlier, gone = _learned(before)
+    return learned | earlier, gone
 
 
 def _pictures(folder: Path) -> dict[str, Picture]:
@@ -341,16 +365,19 @@ class Common:
         classes: C names.
         labels: int [N] in 0..C-1.
         answers: of each run; float [N, C] with zeros in the columns of classes that it does not know.
+        repeated: pictures that are left out, as each shows the same as one of the N.
     """
 
     digests: list[str]
     classes: list[str]
     labels: np.ndarray
     answers: list[Answers]
+    repeated: int
 
 
 def common(runs: Sequence[Run]) -> Common:
-    """The runs' answers to the test pictures that all of them have, with one label, and that none has learned from.
+    """The runs' answers to the test pictures that all of them have, with one label, and that none has learned from; of
+    those that show the same, to the first.
 
     Raises:
         DataError: there is no such picture.
@@ -360,7 +387,7 @@ def common(runs: Sequence[Run]) -> Common:
         {digest: run.outputs.classes[run.outputs.labels[row]] for digest, row in of.items()}
         for run, of in zip(runs, rows, strict=True)
     ]
-    learned = set().union(*(run.learned for run in runs))
+    learned = set().union(*(_known(run, runs) for run in runs))
     digests = [
         digest
         for digest, label in labels[0].items()
@@ -372,6 +399,8 @@ def common(runs: Sequence[Run]) -> Common:
             "The runs cannot be compared: there is no test picture that all of them have, with the same label, and "
             f"none has learned from. Test pictures of {tests}. Compare runs of the same data."
         )
+    again = np.any([contents.repeated(digests, run.clusters) for run in runs], axis=0)
+    digests = [digest for digest, is_again in zip(digests, again, strict=True) if not is_again]
     classes = list(dict.fromkeys(name for run in runs for name in run.outputs.classes))
     number = {name: place for place, name in enumerate(classes)}
     answers = []
@@ -380,7 +409,16 @@ def common(runs: Sequence[Run]) -> Common:
         logits = run.outputs.logits[[of[digest] for digest in digests]]
         table[:, [number[name] for name in run.outputs.classes]] = metrics.softmax(logits, run.report.temperature)
         answers.append(Answers(run.letter, table))
-    return Common(digests, classes, np.array([number[labels[0][digest]] for digest in digests]), answers)
+    truth = np.array([number[labels[0][digest]] for digest in digests])
+    return Common(digests, classes, truth, answers, int(again.sum()))
+
+
+def _known(run: Run, runs: Sequence[Run]) -> set[str]:
+    """What a run has learned from, and what any of the runs says shows the same."""
+    learned = run.learned
+    for each in runs:
+        learned = contents.with_alike(learned, each.clusters)
+    return learned
 
 
 def compare(runs: Sequence[Run], shared: Common) -> Comparison:
@@ -395,6 +433,7 @@ def compare(runs: Sequence[Run], shared: Common) -> Comparison:
         runs=[_side(run, answers, shared.labels) for run, answers in zip(runs, shared.answers, strict=True)],
         settings=_settings(runs),
         n=len(shared.digests),
+        repeated=shared.repeated,
         against=[
             _versus(first, other, shared.answers[0], answers, shared.labels)
             for other, answers in zip(others, shared.answers[1:], strict=True)
@@ -479,17 +518,25 @@ def _data_change(first: Run, other: Run) -> DataChange:
 
 def _warnings(runs: Sequence[Run], shared: Common) -> list[str]:
     said = []
+    known = {run.letter: _known(run, runs) for run in runs}
     for run in runs:
         tests = dict(zip(run.outputs.digests, run.outputs.names, strict=True))
         for other in runs:
-            names = [name for digest, name in tests.items() if digest in other.learned]
+            names = [name for digest, name in tests.items() if digest in known[other.letter]]
             if other is not run and names:
                 said.append(
                     f"Leak: {other.letter} has learned from, or was tuned on, {len(names):,} of {run.letter}'s "
-                    f"{len(tests):,} test pictures, itself or by the weights it started from "
-                    f"({listed(names, 3)}). They are left out of the figures."
+                    f"{len(tests):,} test pictures or near duplicates of them, itself or by the weights it started "
+                    f"from ({listed(names, 3)}). They are left out of the figures."
                 )
-    n = len(shared.digests)
+    said += [
+        f"Leaks of {run.letter} cannot be ruled out: its weights go back to those of the run {run.gone}, which is "
+        "gone, and with it the list of what that run learned from. Test pictures that are among these count in "
+        f"{run.letter}'s favour."
+        for run in runs
+        if run.gone is not None
+    ]
+    n = len(shared.digests) + shared.repeated
     if few := [run for run in runs if n < FEW * len(run.outputs.digests)]:
         of = ", ".join(f"{len(run.outputs.digests):,} of {run.letter}" for run in few)
         said.append(
@@ -630,50 +677,18 @@ def _per_class(shared: Common) -> list[ClassRow]:
 # --------------------------------------------------------------------------------------------------------------- flips
 
 
-@dataclass(frozen=True)
-class Flip:
-    """A test picture to which a run gives another label than the first one does.
-
-    Attributes:
-        digest: of its bytes.
-        name: what the first run calls it.
-        label: its true class.
-        kind: lost (right by the first alone), gained, or wrong either way.
-        first, other: the classes that the two runs give it.
-        first_score, other_score: their probabilities, 0 to 1.
-    """
-
-    digest: str
-    name: str
-    label: str
-    kind: Literal["lost", "gained", "wrong either way"]
-    first: str
-    other: str
-    first_score: float
-    other_score: float
-
-
 def flips(runs: Sequence[Run], shared: Common, most: int) -> list[list[Flip]]:
     """For each run but the first, up to so many of the pictures whose label flips: a fair share of each kind, and then
-    the surest wrong answers first."""
+    the surest wrong answers first. They are called as in the first run."""
     old = shared.answers[0]
+    names = [runs[0].pictures[digest].name for digest in shared.digests]
     return [
         sorted(
-            (_flip(runs[0], shared, new, row) for row in gate.flipped(old, new, shared.labels)[:most].tolist()),
-            key=lambda flip: -(flip.first_score if flip.kind == "gained" else flip.other_score),
+            between(old, new, shared.labels, shared.classes, shared.digests, names)[:most],
+            key=lambda flip: -(flip.old_score if flip.kind == "gained" else flip.new_score),
         )
         for new in shared.answers[1:]
     ]
-
-
-def _flip(first: Run, shared: Common, new: Answers, row: int) -> Flip:
-    old_scores, new_scores = shared.answers[0].probabilities[row], new.probabilities[row]
-    label, old, said = (shared.classes[k] for k in (shared.labels[row], old_scores.argmax(), new_scores.argmax()))
-    return Flip(
-        digest=shared.digests[row], name=first.pictures[shared.digests[row]].name, label=label,
-        kind="lost" if old == label else "gained" if said == label else "wrong either way",
-        first=old, other=said, first_score=float(old_scores.max()), other_score=float(new_scores.max()),
-    )  # fmt: skip
 
 
 def thumbnails(runs: Sequence[Run], digests: set[str]) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """A comparison of runs as one web page that needs no network: figures, curves over each other, pictures that flip."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import pages
-from pipeline.compare import ABSENT, METRICS, NOTE, Comparison, Flip, Run, Side, Versus
+from pipeline.compare import ABSENT, METRICS, NOTE, Comparison, Run, Side, Versus
+from pipeline.flips import KINDS, Flip
 from pipeline.sources.base import SPLIT_NAMES
 
 MOST_FLIPS = 200
@@ -15,11 +17,18 @@ MOST_FLIPS = 200
 MOST_OPEN_ROWS = 30
 SIDE = 96
 """Of a picture on the page, in pixels."""
-TINY = 64
-"""A picture smaller than this is drawn with its pixels as squares."""
-
+_LONGEST_NAME = 62  # of a page: three folders of runs
 _LINES = ("-", "--", ":", "-.")  # where there are more runs than colours
-_FLIPS = ("lost", "gained", "wrong either way")
+
+
+def file_name(folders: Sequence[Path]) -> str:
+    """What the page is called if nobody says: by the folders of the runs, and where they are too many for that by the
+    first ones and a digest over all."""
+    names = "_".join(folder.name for folder in folders)
+    if len(names) <= _LONGEST_NAME:
+        return f"{names}.html"
+    digest = hashlib.sha256("\n".join(map(str, folders)).encode(errors="surrogateescape")).hexdigest()
+    return f"{names[:_LONGEST_NAME]}_{digest[:8]}.html"
 
 
 def write(
@@ -48,6 +57,7 @@ def write(
             labels=labels,
             against=comparison.against,
             n=comparison.n,
+            repeated=comparison.repeated,
             warnings=comparison.warnings,
             settings=comparison.settings,
             note=NOTE,
@@ -58,10 +68,7 @@ def write(
             is_open=len(comparison.per_class) <= MOST_OPEN_ROWS,
             facts={key: values for key, values in facts(comparison.runs).items() if set(values) != {ABSENT}},
             flips=[(versus, _counts(versus), rows) for versus, rows in zip(comparison.against, flips, strict=True)],
-            pictures={
-                digest: (pages.embedded(picture, SIDE, lossless=_is_tiny(picture)), _is_tiny(picture))
-                for digest, picture in pictures.items()
-            },
+            pictures={digest: pages.tile(picture, SIDE) for digest, picture in pictures.items()},
         )
 
 
@@ -105,11 +112,7 @@ def _short(digest: str | None) -> str:
 
 
 def _counts(versus: Versus) -> dict[str, int]:
-    return dict(zip(_FLIPS, (versus.lost, versus.gained, versus.wrong_either_way), strict=True))
-
-
-def _is_tiny(picture: np.ndarray) -> bool:
-    return bool(max(picture.shape[:2]) < TINY)
+    return dict(zip(KINDS, (versus.lost, versus.gained, versus.wrong_either_way), strict=True))
 
 
 # -------------------------------------------------------------------------------------------------------------- charts

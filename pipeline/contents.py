@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -95,3 +95,28 @@ def learned(path: Path) -> set[str]:
     """The digests of what a model was trained, or tuned, on, from its run's `splits.csv`. Raises OSError."""
     with path.open(encoding="utf-8", newline="") as file:
         return {row["sha256"] for row in csv.DictReader(file) if row["split"] in ("train", "validation")}
+
+
+def clusters(path: Path) -> dict[str, str]:
+    """From a run's `near-duplicates.csv`: by digest, which cluster of pictures that show the same one is in. Raises
+    OSError."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["sha256"]: row["cluster"] for row in csv.DictReader(file)}
+
+
+def with_alike(digests: set[str], clusters: Mapping[str, str]) -> set[str]:
+    """The pictures, and those that show the same as one of them."""
+    theirs = {clusters[digest] for digest in digests & clusters.keys()}
+    return digests | {digest for digest, cluster in clusters.items() if cluster in theirs}
+
+
+def repeated(digests: Sequence[str], clusters: Mapping[str, str]) -> list[bool]:
+    """Whether each picture shows the same as one before it. Of test pictures that do, the first speaks for all: the
+    gate's statistics ask for independent ones."""
+    seen: set[str] = set()
+    found = []
+    for digest in digests:
+        shown = clusters.get(digest, digest)
+        found.append(shown in seen)
+        seen.add(shown)
+    return found

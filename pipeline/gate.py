@@ -28,6 +28,7 @@ import numpy as np
 from pipeline import metrics
 from pipeline.artifacts import Record
 from pipeline.config import Gate
+from pipeline.pages import percent
 
 LEVEL = 0.05
 """Of every test; intervals hold 1 - LEVEL, and are two-sided."""
@@ -311,13 +312,13 @@ def _compared(
 
 def _accuracy_floor(new: Model, labels: np.ndarray, classes: list[str], rules: Gate) -> Check:
     n = len(labels)
-    found = f"{_percent(new.accuracy)} of {_pictures(n)} are right"
+    found = f"{percent(new.accuracy)} of {_pictures(n)} are right"
     if rules.min_accuracy is not None:
         return Check(
             name="floor accuracy",
             passed=new.accuracy >= rules.min_accuracy,
             finding=found,
-            rule=f"it must be {_percent(rules.min_accuracy)} at least",
+            rule=f"it must be {percent(rules.min_accuracy)} at least",
         )
     count = np.bincount(labels, minlength=len(classes))
     commonest = int(count.argmax())
@@ -327,7 +328,7 @@ def _accuracy_floor(new: Model, labels: np.ndarray, classes: list[str], rules: G
         name="floor accuracy",
         passed=low > share,
         finding=f"{found}, 95 % from {_points(low, n)} to {_points(high, n)}",
-        rule=f"the interval's lower end must be above {_percent(share)}, which always answering {classes[commonest]} "
+        rule=f"the interval's lower end must be above {percent(share)}, which always answering {classes[commonest]} "
         "would reach",
     )
 
@@ -424,10 +425,6 @@ def _points(share: float, n: int, sign: bool = False) -> str:
     decimals = 1 if n <= 1000 else 2
     value = round(100 * share, decimals) + 0.0  # no -0.0
     return f"{value:{'+' if sign else ''}.{decimals}f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _pictures(n: int) -> str:

@@ -10,58 +10,35 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import pages
+from pipeline.flips import KINDS, Flip
 from pipeline.gate import ClassRow, Decision
 
 MOST_PICTURES = 200
 MOST_OPEN_ROWS = 30
 SIDE = 240
 """The longer side of a picture on the page, in pixels: with 200 pictures the page stays below 15 MB."""
-TINY = 64
-"""A picture smaller than this is drawn with its pixels as squares."""
 
-KINDS = {
-    "Lost": "Right by the champion, wrong by the challenger.",
-    "Gained": "Wrong by the champion, right by the challenger.",
-    "Wrong either way": "Both models are wrong, each with a label of its own.",
+_EXPLAINED = {
+    "lost": "Right by the champion, wrong by the challenger.",
+    "gained": "Wrong by the champion, right by the challenger.",
+    "wrong either way": "Both models are wrong, each with a label of its own.",
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Flip:
-    """A test picture to which the two models give different labels.
-
-    Attributes:
-        name: what the picture is called.
-        label: its true class.
-        champion, challenger: the classes that the models give it.
-        champion_score, challenger_score: their probabilities, 0 to 1.
-        picture: uint8 [H, W, 3]; None for one that is counted and not drawn.
-    """
-
-    name: str
-    label: str
-    champion: str
-    challenger: str
-    champion_score: float
-    challenger_score: float
-    picture: np.ndarray | None
-
-    @property
-    def kind(self) -> str:
-        """One of KINDS."""
-        if self.champion == self.label:
-            return "Lost"
-        return "Gained" if self.challenger == self.label else "Wrong either way"
-
-
-def write(path: Path, decision: Decision, flips: Sequence[Flip], facts: Mapping[str, str]) -> None:
+def write(
+    path: Path,
+    decision: Decision,
+    flips: Sequence[Flip],
+    pictures: Mapping[str, np.ndarray],
+    facts: Mapping[str, str],
+) -> None:
     """Writes the page.
 
     Args:
         path: gate.html in an existing folder.
         decision: what the gate decided.
-        flips: every picture whose label flips, those first that should be drawn: the first MOST_PICTURES with a
-            picture are. Empty without a champion.
+        flips: from champion to challenger, those first that should be drawn. Empty without a champion.
+        pictures: uint8 [H, W, 3] by digest, of the flips that are drawn; MOST_PICTURES of them at most are.
         facts: rows of the table "Where things are".
     """
     rows = _classes(decision)
@@ -73,10 +50,10 @@ def write(path: Path, decision: Decision, flips: Sequence[Flip], facts: Mapping[
         gain=_gain(decision),
         explained=_explained(decision),
         tables=[rows[:MOST_OPEN_ROWS], rows[MOST_OPEN_ROWS:]],
-        kinds=_kinds(flips),
+        kinds=_kinds(flips, pictures),
         facts={**facts, "Rules": _rules(decision), "Seed": str(decision.seed)},
         capital=_capital,
-        percent=_percent,
+        percent=pages.percent,
         signed=_signed,
         pictures=_pictures,
     )
@@ -189,33 +166,26 @@ def _class_interval(row: ClassRow, scale: float, allowed: float) -> Interval | N
 
 @dataclass(frozen=True)
 class Kind:
-    """The flips of one of KINDS: its name, what it means, how many there are, and those with a picture: each with its
-    address and whether it is tiny."""
+    """The flips of one of KINDS: its name, what it means, how many there are, and those that are drawn."""
 
     name: str
     explained: str
     count: int
-    shown: list[tuple[Flip, str, bool]]
+    shown: list[tuple[Flip, pages.Tile]]
 
 
-def _kinds(flips: Sequence[Flip]) -> list[Kind]:
-    with_picture = [(flip, flip.picture) for flip in flips if flip.picture is not None]
-    drawn = [(flip, *_embedded(picture)) for flip, picture in with_picture[:MOST_PICTURES]]
+def _kinds(flips: Sequence[Flip], pictures: Mapping[str, np.ndarray]) -> list[Kind]:
+    with_picture = [flip for flip in flips if flip.digest in pictures]
+    drawn = [(flip, pages.tile(pictures[flip.digest], SIDE)) for flip in with_picture[:MOST_PICTURES]]
     return [
         Kind(
             name,
-            explained,
+            _EXPLAINED[name],
             sum(flip.kind == name for flip in flips),
-            [(flip, address, tiny) for flip, address, tiny in drawn if flip.kind == name],
+            [(flip, tile) for flip, tile in drawn if flip.kind == name],
         )
-        for name, explained in KINDS.items()
+        for name in KINDS
     ]
-
-
-def _embedded(picture: np.ndarray) -> tuple[str, bool]:
-    """A picture's address, and whether it is tiny."""
-    tiny = max(picture.shape[:2]) < TINY
-    return pages.embedded(picture, SIDE, lossless=tiny), tiny
 
 
 # --------------------------------------------------------------------------------------------------------------- words
@@ -223,10 +193,6 @@ def _embedded(picture: np.ndarray) -> tuple[str, bool]:
 
 def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _signed(share: float) -> str:

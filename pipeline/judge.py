@@ -9,7 +9,7 @@ import base64
 import csv
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -17,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import contents
+from pipeline import contents, flips
 from pipeline.artifacts import CLUSTERS, LEARNED_FROM, MODEL, Record, read_manifest
 from pipeline.config import Gate
 from pipeline.console import Console
 from pipeline.decoded import unchanged
 from pipeline.errors import DataError
-from pipeline.gate import Answers, Decision, decide, flipped
-from pipeline.gate_page import MOST_PICTURES, Flip
+from pipeline.flips import Flip
+from pipeline.gate import Answers, Decision, decide
+from pipeline.gate_page import MOST_PICTURES
 from pipeline.parallel import WORKERS
 from pipeline.pixels import decode
 from pipeline.sources.base import Source
@@ -81,12 +82,18 @@ class Verdict(Record):
     known: list[Known]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Judged:
-    """A verdict, and the pictures behind it."""
+    """A verdict, and what is behind it.
+
+    Attributes:
+        flips: from champion to challenger; none without a champion.
+        pictures: uint8 [H, W, 3] by digest, of the first MOST_PICTURES flips, as the challenger sees them.
+    """
 
     verdict: Verdict
     flips: list[Flip]
+    pictures: dict[str, np.ndarray]
 
 
 def judge(
@@ -113,7 +120,7 @@ def judge(
         DataError: a test picture is gone or has changed since the run, or the champion has learned from all of them.
         ExportError: a model cannot be read.
     """
-    test, alike = _test_rows(run_dir), _clusters(run_dir)
+    test, clusters = _test_rows(run_dir), contents.clusters(run_dir / CLUSTERS)
     models = [_Model("the challenger", run_dir / MODEL)]
     if champion is not None:
         models.append(_Model(*champion))
@@ -138,7 +145,7 @@ def judge(
 
     leak, clean = None, np.ones(len(test), bool)
     if champion is not None:
-        clean = ~_learned(test, champion[1], alike)
+        clean = ~_learned(test, champion[1], clusters)
         if not clean.all():
             right = scores[1].argmax(axis=1) == labels
             leak = Leak(
@@ -149,8 +156,7 @@ def judge(
             console.warn(leak.sentence)
             if not clean.any():
                 raise DataError(f"{leak.sentence} Freeze another test set: graft freeze-test CONFIG.")
-    # Of test pictures that show the same, the first speaks for all: the gate's statistics ask for independent ones.
-    repeated = clean & _repeated(test, alike)
+    repeated = clean & np.array(contents.repeated([row["sha256"] for row in test], clusters))
     clean &= ~repeated
     challenger, *others = [Answers(a.name, a.probabilities[clean], a.latency_ms) for a in answers]
     old = next(iter(others), None)
@@ -169,9 +175,11 @@ def judge(
         ],
     )
     if old is None:
-        return Judged(verdict, [])
-    rows = np.flatnonzero(clean)[flipped(old, challenger, labels[clean])]
-    return Judged(verdict, _flips(models[0], answers, rows, classes, test, source))
+        return Judged(verdict, [], {})
+    judged = [test[row] for row in np.flatnonzero(clean)]
+    digests, names = [row["sha256"] for row in judged], [row["path"] for row in judged]
+    found = flips.between(old, challenger, labels[clean], classes, digests, names)
+    return Judged(verdict, found, _pictures(models[0], found[:MOST_PICTURES], judged, source))
 
 
 class _Model:
@@ -232,51 +240,20 @@ def _latencies(models: list[_Model], encoded: list[bytes]) -> list[float]:
     return [statistics.median(taken[1:]) for taken in times]  # In the first call, much is set up.
 
 
-def _learned(test: list[dict[str, str]], champion: Path, alike: list[dict[str, str]]) -> np.ndarray:
+def _learned(test: list[dict[str, str]], champion: Path, clusters: Mapping[str, str]) -> np.ndarray:
     """bool [N]: whether the champion has learned from, or was tuned on, a test picture or a near duplicate of it."""
     known: set[str] = set()
     if (champion / LEARNED_FROM).is_file():
         known = contents.learned(champion / LEARNED_FROM)
-    tainted = {row["cluster"] for row in alike if row["sha256"] in known}
-    learned = known | {row["sha256"] for row in alike if row["cluster"] in tainted}
+    learned = contents.with_alike(known, clusters)
     return np.array([row["sha256"] in learned for row in test])
 
 
-def _repeated(test: list[dict[str, str]], alike: list[dict[str, str]]) -> np.ndarray:
-    """bool [N]: whether a test picture shows the same as one before it."""
-    cluster = {row["sha256"]: row["cluster"] for row in alike}
-    shown = [cluster.get(row["sha256"], row["sha256"]) for row in test]
-    first = np.unique(shown, return_index=True)[1]
-    return ~np.isin(np.arange(len(test)), first)
-
-
-def _clusters(run_dir: Path) -> list[dict[str, str]]:
-    """The pictures that show the same, by cluster."""
-    with (run_dir / CLUSTERS).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _flips(
-    model: _Model,
-    answers: list[Answers],
-    rows: np.ndarray,
-    classes: list[str],
-    test: list[dict[str, str]],
-    source: Source,
-) -> list[Flip]:
-    """Test pictures, int [F], whose label changes; the first ones as the challenger sees them."""
-    drawn = np.sort(rows[:MOST_PICTURES])
-    pictures = dict(zip(drawn.tolist(), map(model.decode, _encoded(source, [test[row] for row in drawn])), strict=True))
-    new, old = (answer.probabilities for answer in answers)
-    return [
-        Flip(
-            name=test[row]["path"],
-            label=test[row]["label"],
-            champion=classes[int(old[row].argmax())],
-            challenger=classes[int(new[row].argmax())],
-            champion_score=float(old[row].max()),
-            challenger_score=float(new[row].max()),
-            picture=pictures.get(row),
-        )
-        for row in rows.tolist()
-    ]
+def _pictures(
+    model: _Model, drawn: Sequence[Flip], rows: list[dict[str, str]], source: Source
+) -> dict[str, np.ndarray]:
+    """Those of the flips, as the model sees them, by digest."""
+    digests = {flip.digest for flip in drawn}
+    wanted = [row for row in rows if row["sha256"] in digests]
+    pixels = map(model.decode, _encoded(source, wanted))
+    return {row["sha256"]: picture for row, picture in zip(wanted, pixels, strict=True)}

@@ -1,4 +1,4 @@
-"""What comes before a training, for commands that look, try and compare and leave no run behind."""
+"""What comes before a training: of a run, and of commands that look, try and compare and leave no run behind."""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ from pipeline.backbones import BACKBONES, weights
 from pipeline.config import RunConfig
 from pipeline.console import Console
 from pipeline.pixels import PixelSpec
-from pipeline.run import reproducible
+from pipeline.seeding import reproducible
 from pipeline.sources import open_source
+from pipeline.sources.base import Source
 from pipeline.splits import Splits
 
 
@@ -41,6 +42,23 @@ class Prepared:
     mean: np.ndarray | None
 
 
+def begin(config: RunConfig) -> tuple[Source, PixelSpec, keras.Model]:
+    """Where a config's pictures come from, how they become pixels, and the backbone, all seeds set.
+
+    To be called in the scope of the `tf.distribute` strategy that trains.
+
+    Raises:
+        GraftError: a mistake in the config, a missing source, missing weights: whatever can be told before a picture is
+            read.
+    """
+    data = config.data
+    source = open_source(data)
+    reproducible(config.seed)
+    backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
+    model.check_phases(backbone, BACKBONES[config.backbone.name], config.phases)
+    return source, PixelSpec(config.image_size, config.image_size, data.crop, data.max_megapixels), backbone
+
+
 @contextmanager
 def prepared(config: RunConfig, console: Console) -> Iterator[Prepared]:
     """Reads the pictures and builds the backbone as `run` does. Pixels are kept in `output_dir` until it ends.
@@ -48,14 +66,9 @@ def prepared(config: RunConfig, console: Console) -> Iterator[Prepared]:
     Raises:
         GraftError: as `run`, before it trains.
     """
-    data = config.data
-    spec = PixelSpec(config.image_size, config.image_size, data.crop, data.max_megapixels)
-    source = open_source(data)
-    reproducible(config.seed)
-    output_dir = Path(config.output_dir).resolve()
+    data, output_dir = config.data, Path(config.output_dir).resolve()
     with finetune.strategy().scope():
-        backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
-        model.check_phases(backbone, BACKBONES[config.backbone.name], config.phases)
+        source, spec, backbone = begin(config)
         output_dir.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=f".{config.name}-", dir=output_dir) as scratch,

@@ -35,6 +35,7 @@ from pipeline.evaluate import Report, write_predictions
 from pipeline.ingest import write_splits
 from pipeline.metrics import softmax
 from pipeline.model import Network
+from pipeline.pages import percent
 from pipeline.pixels import VERSION, PixelSpec
 from pipeline.registry import CHALLENGER, ROLE
 from pipeline.splits import Split, Splits
@@ -385,8 +386,8 @@ class Recording:
         """What came of the run."""
         figures, backbone = self._figures, self._config.backbone
         return (
-            f"{_percent(figures['test/accuracy'])} of {len(self._splits.test):,} test pictures are right (95 % "
-            f"interval {_percent(figures['test/accuracy_low'])} to {_percent(figures['test/accuracy_high'])}): "
+            f"{percent(figures['test/accuracy'])} of {len(self._splits.test):,} test pictures are right (95 % "
+            f"interval {percent(figures['test/accuracy_low'])} to {percent(figures['test/accuracy_high'])}): "
             f"{backbone.name}, {len(self._splits.classes)} classes, {len(self._splits.train):,} training pictures, "
             f"{len(self._history)} epochs."
         )
@@ -427,10 +428,6 @@ def _reason(error: BaseException | None) -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _user() -> str:

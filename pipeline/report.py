@@ -29,8 +29,6 @@ MOST_EXPLAINED = 12
 """Pictures of a kind that Grad-CAM is drawn over."""
 MOST_OPEN_ROWS = 50
 SIDE = 96
-TINY = 64
-"""A picture smaller than this is drawn with its pixels as squares."""
 
 Look = Callable[[Sequence[str]], dict[str, np.ndarray]]
 """Of SHA-256 hex digests of test pictures, those that can be seen, as the network sees them: uint8 [H, W, 3]."""
@@ -51,8 +49,14 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What repeats the run."""
-        return f"graft run {shlex.quote(str(self.run_dir / 'config.yaml'))}"
+        """What repeats the run; for a challenger, what trains the next one."""
+        config = shlex.quote(str(self.run_dir / "config.yaml"))
+        if self.record.challenger:
+            return f"graft retrain {config}"
+        if self.config.backbone.weights.startswith("run:"):  # A name stands for its newest run.
+            assert self.record.started_from is not None
+            return f"graft run {config} --set backbone.weights=run:{shlex.quote(Path(self.record.started_from).name)}"
+        return f"graft run {config}"
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -133,11 +137,11 @@ def write(run: Run, network: Network, look: Look) -> list[Path]:
         "report.html",
         run=run,
         charts=drawn,
-        accuracy=f"{run.scores.metrics['accuracy']:.1%}".replace("%", " %"),
+        accuracy=pages.percent(run.scores.metrics["accuracy"]),
         metrics=_metrics(run.scores),
         matrix=_matrix(run.scores),
         confusions=_confusions(run.scores),
-        tiles=[_tile(run, row, seen[digests[row]]) for row in shown if digests[row] in seen],
+        tiles=[_tile(run, row, seen[digests[row]], SIDE) for row in shown if digests[row] in seen],
         explained={kind: _explained(run, network, rows, seen) for kind, rows in explained.items()},
         most_open_rows=MOST_OPEN_ROWS,
         config=dump(run.config),
@@ -166,11 +170,11 @@ def _shown(run: Run) -> list[int]:
     return (mistakes + rights)[:MOST_PICTURES]
 
 
-def _tile(run: Run, row: int, picture: np.ndarray) -> dict[str, Any]:
-    probabilities = run.probabilities[row]
+def _tile(run: Run, row: int, picture: np.ndarray, side: int) -> dict[str, Any]:
+    probabilities, tile = run.probabilities[row], pages.tile(picture, side)
     return {
-        "src": pages.embedded(picture, SIDE, lossless=max(picture.shape) < TINY),
-        "tiny": max(picture.shape) < TINY,
+        "src": tile.src,
+        "tiny": tile.tiny,
         "label": int(run.outputs.labels[row]),
         "given": int(probabilities.argmax()),
         "score": float(probabilities.max()),
@@ -185,13 +189,9 @@ def _explained(run: Run, network: Network, rows: list[int], seen: dict[str, np.n
         return []
     pictures = np.stack([seen[run.outputs.digests[row]] for row in rows])
     maps = gradcam.maps(network, pictures, run.outputs.logits[rows].argmax(axis=1))
-    side = max(pictures.shape[1], TINY * 3)
+    side = max(pictures.shape[1], pages.TINY * 3)
     return [
-        _tile(run, row, picture)
-        | {
-            "src": pages.embedded(picture, side, lossless=max(picture.shape) < TINY),
-            "map": pages.embedded(gradcam.overlay(picture, heat), side, lossless=max(picture.shape) < TINY),
-        }
+        _tile(run, row, picture, side) | {"map": pages.tile(gradcam.overlay(picture, heat), side).src}
         for row, picture, heat in zip(rows, pictures, maps, strict=True)
     ]
 

@@ -310,7 +310,8 @@ def _judge(job: Job, work: _Work, champion: Champion | None, source: Source) -> 
         work.console.log(f"the gate: {result.verdict.decision.reason}")
     job.write(run_dir / "job.json")
     result.verdict.write(run_dir / "gate.json")
-    gate_page.write(run_dir / "gate.html", result.verdict.decision, result.flips, _facts(result.verdict, frozen, job))
+    facts = _facts(result.verdict, frozen, job)
+    gate_page.write(run_dir / "gate.html", result.verdict.decision, result.flips, result.pictures, facts)
     _tell_mlflow(run_dir, result.verdict, work)
     if result.verdict.missing:
         work.console.warn(f"{result.verdict.missing} pictures of the frozen test set are no longer in the data")

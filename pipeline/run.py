@@ -3,20 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
-import tensorflow as tf
-
 from pipeline import evaluate, export, finetune, ingest, leakage, model, promotion, publish, testset
 from pipeline.activations import opened
 from pipeline.artifacts import RunRecord
-from pipeline.backbones import BACKBONES, weights
+from pipeline.backbones import BACKBONES
 from pipeline.checkpoint import Checkpoints
 from pipeline.config import RunConfig
 from pipeline.console import Console
 from pipeline.feed import Pictures
-from pipeline.pixels import PixelSpec
+from pipeline.prepared import begin
 from pipeline.recording import recorded
-from pipeline.sources import open_source
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,8 @@ def run(
             before the run's folder and the MLflow run are made.
     """
     data, row = config.data, BACKBONES[config.backbone.name]
-    spec = PixelSpec(config.image_size, config.image_size, data.crop, data.max_megapixels)
-    source = open_source(data)
-    reproducible(config.seed)
     with finetune.strategy().scope():
-        backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
-        model.check_phases(backbone, row, config.phases)
-
+        source, spec, backbone = begin(config)
         with (
             recorded(config, console, run_dir, challenge is not None, title) as recording,
             opened(config.cache, Path(config.cache_dir), console) as store,
@@ -112,10 +103,3 @@ def run(
             with recording.stage("report"):
                 recording.report(network)
     return recording.record
-
-
-def reproducible(seed: int) -> None:
-    """Makes everything after this call a function of `seed`: initial values, order, augmentation, and rounding."""
-    keras.utils.clear_session()  # Keras numbers layers from 1 again.
-    keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()

@@ -30,7 +30,7 @@ from pipeline.feed import Pictures
 from pipeline.frozen import PLAIN, Frozen, Views
 from pipeline.model import Network
 from pipeline.prepared import Prepared, prepared
-from pipeline.run import reproducible
+from pipeline.seeding import reproducible
 
 Kernels = Literal["none", "imagenet"]
 """As backbone.weights: random, or ImageNet's."""

@@ -25,7 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.feed import Pictures
 from pipeline.metrics import fit_temperature, log_loss, softmax
 from pipeline.prepared import Prepared, prepared
-from pipeline.run import reproducible
+from pipeline.seeding import reproducible
 
 _FRESH = 20  # Trainings on one backbone: each leaves the graph of its layers a little larger.
 

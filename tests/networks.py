@@ -9,7 +9,7 @@ from pipeline.backbones import BACKBONES, weights
 from pipeline.config import BackboneConfig, Cache, Data, Head, Phase
 from pipeline.console import Console
 from pipeline.feed import Pictures
-from pipeline.run import reproducible
+from pipeline.seeding import reproducible
 from pipeline.splits import Split
 
 QUIET = Console(quiet=True)

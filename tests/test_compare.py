@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import compare, compare_page, gate, metrics
-from pipeline.artifacts import OUTPUTS, Epoch, Outputs, RunRecord
+from pipeline.artifacts import CLUSTERS, OUTPUTS, Epoch, Outputs, RunRecord
 from pipeline.config_file import dump, parse
 from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError, ExportError
@@ -70,7 +70,7 @@ def data(tmp_path_factory):
 
 def a_run(
     folder, data, wrong=(), places=None, labels=None, classes=CLASSES, confidence=2.0, config=None, mlflow_run_id=None,
-    **record,
+    clusters=None, **record,
 ):  # fmt: skip
     """A finished run's folder.
 
@@ -83,6 +83,7 @@ def a_run(
         classes: in the order of the logits.
         confidence: how far the logit of what it says is above the others.
         config: keys that differ.
+        clusters: lists of numbers of pictures that show the same; None for a run that did not look for any.
         record: of run.json.
     """
     folder.mkdir(parents=True)
@@ -93,6 +94,12 @@ def a_run(
         writer.writerow(["path", "label", "split", "sha256", "reason"])
         writer.writerows(zip(data.names, labels, places, data.digests, [""] * len(places), strict=True))
         writer.writerow(["left-out.png", classes[0], "", "0" * 64, "damaged"])
+    if clusters is not None:
+        with (folder / CLUSTERS).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["cluster", "path", "label", "split", "sha256", "conflict"])
+            for cluster, numbers in enumerate(clusters, start=1):
+                writer.writerows((cluster, data.names[n], labels[n], places[n], data.digests[n], "") for n in numbers)
     test = [number for number, place in enumerate(places) if place == "test"]
     truth = np.array([classes.index(labels[number]) for number in test], np.int32)
     said = np.where(np.isin(test, wrong), (truth + 1) % len(classes), truth)
@@ -276,8 +283,59 @@ def test_what_a_run_started_from_has_learned_counts(tmp_path, data):
     found = compared(a, b)
     assert found.n == 180
     assert any("B has learned from, or was tuned on, 20 of A's 200 test pictures" in said for said in found.warnings)
-    (tmp_path / "ants" / "before" / "run.json").unlink()
-    assert compared(a, b).n == 200
+    assert not any("cannot be ruled out" in said for said in found.warnings)
+
+
+@pytest.mark.parametrize("file", ["run.json", "splits.csv"])
+def test_that_a_run_started_from_is_gone_is_told(tmp_path, data, file):
+    places = ["train"] * 20 + ["test"] * 180
+    first = a_run(tmp_path / "ants" / "first", data, places=places)
+    before = a_run(tmp_path / "ants" / "before", data, places=places[::-1], started_from=str(first))
+    a = a_run(tmp_path / "ants" / "a", data)
+    b = a_run(tmp_path / "ants" / "b", data, started_from=str(before))
+    (first / file).unlink()
+    found = compared(a, b)
+    assert found.n == 180  # What is there still counts.
+    (told,) = [said for said in found.warnings if "cannot be ruled out" in said]
+    assert told.startswith(
+        f"Leaks of B cannot be ruled out: its weights go back to those of the run {first}, which is "
+    )
+    assert "the list of what it learned from" in told
+    (before / file).unlink()
+    found = compared(a, b)
+    assert found.n == 200
+    (told,) = found.warnings
+    assert f"the run {before}, which is gone" in told
+
+
+def test_of_test_pictures_that_show_the_same_one_counts(tmp_path, data):
+    a = a_run(tmp_path / "ants" / "a", data, wrong=range(4), clusters=[(0, 1, 2), (50, 60)])
+    b = a_run(tmp_path / "ants" / "b", data, wrong=(1, 60, 70), clusters=[(2, 3)])
+    found = compared(a, b)
+    assert (found.n, found.repeated, found.warnings) == (196, 4, [])
+    versus = found.against[0]
+    assert (versus.gained, versus.lost) == (1, 1)  # 0 and 70: of the others another one speaks
+    assert of(found, "accuracy").interval == gate.bootstrap_gain(1, 1, 196, 0)
+    assert found.runs[0].accuracy_interval == gate.wilson(195, 196)
+    assert compared(a_run(tmp_path / "ants" / "c", data), b).repeated == 1
+    page = Page(written(tmp_path, a, b).read_text())
+    assert "4 more, which show the same as one of these, are left out." in page.said
+
+
+def test_many_that_show_the_same_are_no_other_test_set(tmp_path, data):
+    a, b = (a_run(tmp_path / "ants" / name, data, clusters=[range(100)]) for name in "ab")
+    found = compared(a, b)
+    assert (found.n, found.repeated, found.warnings) == (101, 99, [])
+
+
+def test_near_duplicates_of_what_a_run_has_learned_from_are_left_out_and_told(tmp_path, data):
+    a = a_run(tmp_path / "ants" / "a", data, clusters=[(0, 100), (1, 2)])
+    b = a_run(tmp_path / "ants" / "b", data, places=["train"] + ["test"] * 199)
+    found = compared(a, b)
+    assert (found.n, found.repeated) == (197, 1)
+    (leak,) = found.warnings
+    assert leak.startswith("Leak: B has learned from, or was tuned on, 2 of A's 200 test pictures or near duplicates")
+    assert data.names[100] in leak
 
 
 def test_different_test_sets_are_compared_where_they_agree(tmp_path, data):
@@ -363,8 +421,8 @@ def test_flips_are_of_three_kinds_the_surest_first(tmp_path, data):
     assert sorted(flip.name[-8:-4] for flip in kinds["gained"]) == [f"{n:04}" for n in range(8)]
     assert sorted(flip.name[-8:-4] for flip in kinds["lost"]) == [f"{n:04}" for n in range(10, 20)]
     (either,) = kinds["wrong either way"]
-    assert len({either.label, either.first, either.other}) == 3
-    wrong = [flip.first_score if flip.kind == "gained" else flip.other_score for flip in flips]
+    assert len({either.label, either.old, either.new}) == 3
+    wrong = [flip.old_score if flip.kind == "gained" else flip.new_score for flip in flips]
     assert wrong == sorted(wrong, reverse=True)
     _, (few,) = flipped(a, b, most=6)
     assert len(few) == 6
@@ -547,6 +605,18 @@ def test_the_page_tells_all_of_it(tmp_path, data):
     assert "A: loss from 1.100 to 0.367, accuracy at best 60.0% in epoch 1 of 3" in curves
     assert changes == found.against[0].differences[0].sentence
     assert not re.search(r"\bnan\b|\binf\b|None", page.said)
+
+
+def test_a_page_is_called_by_its_runs():
+    folders = [Path(f"/runs/ants/20261121-15541{n}-cf78") for n in range(5)]
+    name = compare_page.file_name
+    assert name(folders[:2]) == "20261121-155410-cf78_20261121-155411-cf78.html"
+    assert name(folders[:3]) == "20261121-155410-cf78_20261121-155411-cf78_20261121-155412-cf78.html"
+    sets = [folders, folders[:4], [*folders[:3], folders[4]], [*folders[:3], folders[4], folders[3]]]
+    assert len({name(each) for each in sets}) == len(sets)
+    assert name(folders) == name(list(folders))
+    assert all(each.startswith("20261121-155410-cf78_") and len(each) < 80 for each in map(name, sets))
+    assert len(name([Path("/runs/" + "ant" * 80), *folders])) < 80
 
 
 def test_more_runs_than_colours(tmp_path, data):

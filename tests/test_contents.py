@@ -94,3 +94,16 @@ def test_what_a_run_had_and_what_it_learned_from_is_in_its_list(tmp_path):
     assert found.labels["5"] == {"ant", "bee"}
     with pytest.raises(FileNotFoundError):
         contents.read_list(tmp_path / "none.csv")
+
+
+def test_pictures_that_show_the_same(tmp_path):
+    with (tmp_path / "near-duplicates.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cluster", "path", "label", "split", "sha256", "conflict"])
+        writer.writerows((cluster, "a.png", "ant", "test", digest, "") for cluster, digest in ("1a", "1b", "2c", "2d"))
+    clusters = contents.clusters(tmp_path / "near-duplicates.csv")
+    assert clusters == {"a": "1", "b": "1", "c": "2", "d": "2"}
+    assert contents.repeated(["c", "x", "b", "d", "a"], clusters) == [False, False, False, True, True]
+    assert contents.with_alike({"a", "x"}, clusters) == {"a", "b", "x"}
+    with pytest.raises(FileNotFoundError):
+        contents.clusters(tmp_path / "none.csv")

@@ -8,8 +8,8 @@ from PIL import Image
 
 from pipeline import gate_page
 from pipeline.config import Gate
-from pipeline.gate import Answers, decide, flipped
-from pipeline.gate_page import Flip
+from pipeline.flips import Flip, between
+from pipeline.gate import Answers, decide
 
 
 def model(said, classes, name, confidence):
@@ -19,7 +19,7 @@ def model(said, classes, name, confidence):
 
 
 def decided(classes, n=1000, old=0.8, new=0.9, rules=Gate(), first=False, broken=None):  # noqa: B008
-    """A decision about made-up models, and the flips, each with a picture of noise."""
+    """A decision about made-up models, and the flips."""
     c = len(classes)
     rng = np.random.default_rng(0)
     labels, ease = np.arange(n) % c, rng.random(n)
@@ -28,21 +28,24 @@ def decided(classes, n=1000, old=0.8, new=0.9, rules=Gate(), first=False, broken
     wrong = (labels + rng.integers(1, c, n)) % c
     challenger = model(np.where(right, labels, wrong), c, "version 4", 0.9)
     decision = decide(None if first else champion, challenger, labels, classes, rules, 0)
-    said = champion.probabilities.argmax(axis=1), challenger.probabilities.argmax(axis=1)
-    flips = [
-        Flip(f"picture {i}.jpg", *(classes[each[i]] for each in (labels, *said)), 0.8, 0.8, noise(rng, 40, 30))
-        for i in flipped(champion, challenger, labels)
-    ]
-    return decision, [] if first else flips
+    names = [f"picture {i}.jpg" for i in range(n)]
+    return decision, [] if first else between(champion, challenger, labels, classes, names, names)
+
+
+def flip(name, label, old, new, old_score=0.6, new_score=0.7):
+    return Flip(name, name, label, old, new, old_score, new_score)
 
 
 def noise(rng, height, width):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def written(tmp_path, decision, flips, facts=None):
-    path = tmp_path / "gate.html"
-    gate_page.write(path, decision, flips, facts or {"Run": "runs/ants/1"})
+def written(tmp_path, decision, flips, facts=None, pictures=None):
+    """The page; every flip has a picture of noise if `pictures` are not given."""
+    path, rng = tmp_path / "gate.html", np.random.default_rng(0)
+    if pictures is None:
+        pictures = {flip.digest: noise(rng, 40, 30) for flip in flips}
+    gate_page.write(path, decision, flips, pictures, facts or {"Run": "runs/ants/1"})
     assert [each.name for each in tmp_path.iterdir()] == ["gate.html"]
     return path.read_text(encoding="utf-8")
 
@@ -118,12 +121,12 @@ def test_flips_are_shown_both_ways_with_words(tmp_path):
     decision, _ = decided(["ants", "bees", "wasps"])
     picture = noise(np.random.default_rng(0), 300, 500)
     flips = [
-        Flip("a.jpg", "ants", "ants", "bees", 0.6, 0.7, picture),
-        Flip("b.jpg", "ants", "bees", "ants", 0.5, 0.9, picture),
-        Flip("c.jpg", "ants", "bees", "wasps", 0.5, 0.9, picture),
-        Flip("d.jpg", "bees", "bees", "ants", 0.6, 0.7, None),
+        flip("a.jpg", "ants", "ants", "bees"),
+        flip("b.jpg", "ants", "bees", "ants", 0.5, 0.9),
+        flip("c.jpg", "ants", "bees", "wasps"),
+        flip("d.jpg", "bees", "bees", "ants"),
     ]
-    page = Page(written(tmp_path, decision, flips))
+    page = Page(written(tmp_path, decision, flips, pictures={f"{name}.jpg": picture for name in "abc"}))
     assert "Lost: 2 pictures" in page.said
     assert "1 more is not shown." in page.said
     assert "Gained: 1 picture" in page.said
@@ -138,8 +141,8 @@ def test_flips_are_shown_both_ways_with_words(tmp_path):
 def test_many_flips_are_counted_and_the_page_stays_small(tmp_path):
     decision, _ = decided(["ants", "bees"])
     picture = noise(np.random.default_rng(0), 640, 640)  # noise makes the largest files
-    flips = [Flip(f"{i}.jpg", "ants", "ants", "bees", 0.6, 0.7, picture) for i in range(210)]
-    text = written(tmp_path, decision, flips)
+    flips = [flip(f"{i}.jpg", "ants", "ants", "bees") for i in range(210)]
+    text = written(tmp_path, decision, flips, pictures={flip.digest: picture for flip in flips})
     assert len(text) < 15_000_000
     page = Page(text)
     assert len(page.images) == 200
@@ -174,7 +177,7 @@ def test_any_decision_is_drawn(tmp_path, case):
 def test_strange_names_break_nothing(tmp_path):
     names = ["$x$", "<script>alert(1)</script>", "蟻と蜂", 'é & "q"', "%s {} ${name} $$", "w" * 300]
     decision, flips = decided(names, broken=1)
-    flips.append(Flip("\udcff<b>.jpg", names[0], names[1], names[0], 0.5, 0.5, np.zeros((1, 1, 3), np.uint8)))
+    flips.append(flip("\udcff<b>.jpg", names[0], names[1], names[0]))
     text = written(tmp_path, decision, flips, {"<i>": "$path"})
     page = Page(text)
     assert "<script>alert" not in text
@@ -186,8 +189,7 @@ def test_strange_names_break_nothing(tmp_path):
 def test_real_photographs(tmp_path, photographs):
     files = sorted((photographs / "val").glob("*/*.jpg"))[:12]
     decision, _ = decided(["ants", "bees"])
-    flips = [
-        Flip(file.name, "ants", "ants", "bees", 0.9, 0.8, np.asarray(Image.open(file).convert("RGB"))) for file in files
-    ]
-    assert len(Page(written(tmp_path, decision, flips)).images) == 12
+    flips = [flip(file.name, "ants", "ants", "bees") for file in files]
+    pictures = {file.name: np.asarray(Image.open(file).convert("RGB")) for file in files}
+    assert len(Page(written(tmp_path, decision, flips, pictures=pictures)).images) == 12
     assert Path(tmp_path / "gate.html").stat().st_size < 12 * 75_000

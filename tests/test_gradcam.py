@@ -14,7 +14,7 @@ from pipeline.backbones.base import Backbone
 from pipeline.config import Cache, Head
 from pipeline.feed import Pictures
 from pipeline.finetune import finetune
-from pipeline.run import reproducible
+from pipeline.seeding import reproducible
 from pipeline.splits import Split
 from tests.networks import QUIET, InMemory, data, network, phase
 from tests.pieces import digest
@@ -132,7 +132,7 @@ def under_the_maximum(net, size, side):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "residual", "branching"])
 def test_the_patch_that_decides_lies_under_the_maximum(name):
-    """Inside the patch itself, without an allowance for the maps' cells of 8 pixels; by chance it would be 1 in 4."""
+    """Inside the patch itself, without an allowance for the maps' cells of 8 pixels; by chance it would be 1 in 9."""
     assert under_the_maximum(trained(name, side=32), 96, 32) >= 95
 
 
@@ -211,17 +211,19 @@ def test_a_logit_that_nothing_speaks_for_has_an_empty_map_and_its_scale_does_not
     np.testing.assert_allclose(gradcam.maps(net, images, np.full(4, 1)), before, atol=1e-4)
 
 
-def test_the_map_is_grad_cam_by_its_definition():
-    """Against the sum written out, on a network with average pooling over the maps themselves: a class activation map,
-    of which Grad-CAM is a generalisation (section 3.1 of its paper)."""
+@pytest.mark.parametrize("pooling", ["avg", "flatten"])
+def test_the_map_is_grad_cam_by_its_definition(pooling):
+    """Against the sum written out. With average pooling it is a class activation map, which Grad-CAM generalises
+    (section 3.1 of its paper); with flattening the derivatives differ from place to place, and their mean counts."""
     reproducible(0)
     image = keras.Input((25, 25, 3))
     features = layers.Conv2D(4, 3, 2, activation="relu", name="block0")(image)  # The centre of cell i is pixel 2 i + 1.
     backbone = keras.Model(image, features)
-    net = model.build(backbone, Backbone("x", "x", None, 25, 25, "tf", "block0", ""), None, Head(), 3)
+    net = model.build(backbone, Backbone("x", "x", None, 25, 25, "tf", "block0", ""), None, Head(pooling=pooling), 3)
     images = noise(3, 25)
     kernel = net.head.get_layer("logits").get_weights()[0]
-    activation_maps = backbone(net.normalise(images.astype(np.float32))).numpy() @ kernel[:, 1]
+    weight = kernel[:, 1].reshape(-1, 4).mean(axis=0)
+    activation_maps = backbone(net.normalise(images.astype(np.float32))).numpy() @ weight
     expected = np.maximum(activation_maps, 0)
     expected /= expected.max(axis=(1, 2), keepdims=True)
     found = gradcam.maps(net, images, np.ones(3, int))

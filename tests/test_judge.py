@@ -97,16 +97,17 @@ def test_a_better_challenger_and_what_it_answers_otherwise(case):
     flips = {flip.name: flip for flip in judged.flips}
     assert flips.keys() == {f"{n}.png" for n in range(30) if n % 3 < 2}
     first = flips["0.png"]
-    assert (first.label, first.champion, first.challenger) == ("red", "green", "red")
-    np.testing.assert_array_equal(first.picture, this.pictures[0][0])
-    assert 1 / 3 < first.challenger_score <= 1
+    assert (first.label, first.old, first.new) == ("red", "green", "red")
+    np.testing.assert_array_equal(judged.pictures[first.digest], this.pictures[0][0])
+    assert judged.pictures.keys() == {flip.digest for flip in judged.flips}
+    assert 1 / 3 < first.new_score <= 1
 
 
 def test_a_worse_challenger_is_refused_and_its_losses_are_shown(case):
     judged = case("swaps red and green", "right").judge()
     assert not judged.verdict.decision.promote
     assert "red" in judged.verdict.decision.reason
-    assert {flip.challenger for flip in judged.flips} == {"red", "green"}
+    assert {flip.new for flip in judged.flips} == {"red", "green"}
 
 
 def test_classes_are_matched_by_name(case):

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -193,14 +194,30 @@ def test_strange_names_break_nothing(tmp_path):
         "w" * 200,
         'é & "q"',
         "%s {} ${name} $$ {{ 7 * 7 }}",
-        "a|b",
+        "a|b\n# c",
     ]
     page = write(ended(tmp_path, names), small_network(len(names)))
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "蟻と蜂" in page
     assert "{{ 7 * 7 }}" in page
-    assert r"a\|b" in (tmp_path / "model-card.md").read_text(encoding="utf-8")
+    assert r"| a\|b \# c |" in (tmp_path / "model-card.md").read_text(encoding="utf-8")
+
+
+def test_what_repeats_a_run_does_not_depend_on_later_ones(tmp_path):
+    run = ended(tmp_path, backbone={"name": "lenet5", "weights": "run:earlier"})
+    started = run.record.model_copy(update={"started_from": "/runs/earlier/20260101-000000-abcd"})
+    assert replace(run, record=started).command.endswith("--set backbone.weights=run:20260101-000000-abcd")
+    challenger = run.record.model_copy(update={"challenger": True})
+    assert replace(run, record=challenger).command.startswith("graft retrain ")
+
+
+def test_a_run_that_started_from_another_says_what_that_may_have_learned(tmp_path, lenet):
+    run = ended(tmp_path)
+    started = run.record.model_copy(update={"started_from": "/runs/earlier/20260101-000000-abcd"})
+    page = write(replace(run, record=started), lenet)
+    assert "20260101-000000-abcd, may have learned from some of them" in page
+    assert "may have learned" in (tmp_path / "model-card.md").read_text()
 
 
 def test_matplotlib_is_left_as_it_was(tmp_path, lenet):

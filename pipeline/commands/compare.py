@@ -46,8 +46,7 @@ def compare(
             console.warn(warning)
         page = output
         if page is None:
-            names = "_".join(folder.name for folder in folders)
-            page = output_dir / "compare" / f"{names[:200]}.html"
+            page = output_dir / "compare" / compare_page.file_name([run.folder for run in read])
         page.parent.mkdir(parents=True, exist_ok=True)
         flips = comparing.flips(read, common, compare_page.MOST_FLIPS // len(found.against))
         listed = {flip.digest for rows in flips for flip in rows}
@@ -91,7 +90,8 @@ def _print(found: "Comparison") -> None:
     for versus in found.against:
         print(f"data of {versus.letter}: {versus.data}")
 
-    print(f"\non {found.n:,} common test {'picture' if found.n == 1 else 'pictures'}")
+    more = f"; left out, as they show the same as one of them: {found.repeated:,}" if found.repeated else ""
+    print(f"\non {found.n:,} common test {'picture' if found.n == 1 else 'pictures'}{more}")
     rows = table("", *letters)
     for metric in METRICS.values():
         rows.add_row(metric.title, *(metric.shown(side.figures[metric.name]) for side in found.runs))

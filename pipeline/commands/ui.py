@@ -20,6 +20,7 @@ def ui(
     with errors_in_words():
         if find_spec("mlflow") is None:
             raise ModuleNotFoundError(name="mlflow")
+        from pipeline.registry import asking
         from pipeline.tracking import default_uri, pages
 
         if not (output_dir / "mlflow.db").is_file():
@@ -30,6 +31,8 @@ def ui(
         uri = default_uri(output_dir)
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
         print(f"MLflow shows {uri} at http://127.0.0.1:{port} (stop with Ctrl-C)")
-        for experiment, page in pages(uri).items():
-            print(f"{experiment}: http://127.0.0.1:{port}{page}", flush=True)
+        with asking(uri, "list the experiments"):
+            found = pages(uri)
+        for experiment, page in found.items():
+            print(f"{experiment:<12}http://127.0.0.1:{port}{page}", flush=True)
         os.execv(sys.executable, command)

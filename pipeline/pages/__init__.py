@@ -31,6 +31,9 @@ BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "
 INK, SOFT, LINE, PAPER, TINT = "#1d2430", "#5b6675", "#dfe3e8", "#ffffff", "#f0f3f6"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
+TINY = 64
+"""A picture whose sides are smaller than this, in pixels, is drawn with its pixels as squares."""
+
 # What a page's style calls these colours; it has other values for them in the dark.
 _VARIABLES = {
     BLUE: "var(--blue)", ORANGE: "var(--orange)", GREEN: "var(--green)", PURPLE: "var(--purple)", SKY: "var(--sky)",
@@ -158,6 +161,30 @@ def embedded(picture: np.ndarray, side: int, lossless: bool = False) -> str:
         image.save(file, "JPEG", quality=82, optimize=True)
     kind = "png" if lossless else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture on a page: its address, its content in it, and whether its pixels are drawn as squares."""
+
+    src: str
+    tiny: bool
+
+
+def tile(picture: np.ndarray, side: int) -> Tile:
+    """A picture for a page, its longer side at most so many pixels; one below TINY stays as sharp as it is.
+
+    Args:
+        picture: uint8 [H, W, 3] or [H, W], 0..255.
+        side: of the larger picture, as in `embedded`.
+    """
+    tiny = max(picture.shape[:2]) < TINY
+    return Tile(embedded(picture, side, lossless=tiny), tiny)
+
+
+def percent(share: float) -> str:
+    """A share, 0 to 1, in words: "98.5 %"."""
+    return f"{100 * share:.1f} %"
 
 
 def write(path: Path, template: str, **fields: Any) -> None:

@@ -303,7 +303,8 @@ def _of_marks(
     marks: Sequence[Mark], pictures: Split, places: Mapping[str, SplitName], classes: tuple[str, ...]
 ) -> Iterator[Finding]:
     for mark in marks:
-        digest = pictures.digests[mark.row]
+        digest, other = pictures.digests[mark.row], mark.other
+        named = (pictures.names[mark.row], pictures.labels[mark.row])
         yield Finding(
             kind=mark.kind,
             name=pictures.names[mark.row],
@@ -313,7 +314,8 @@ def _of_marks(
             score=mark.score,
             why=mark.why,
             row=mark.row,
-            other=mark.other,
+            other=other,
+            listed_twice=other is not None and named == (pictures.names[other], pictures.labels[other]),
         )
 
 

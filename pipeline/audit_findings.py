@@ -84,6 +84,7 @@ class Finding:
         why: what was measured, in a few words.
         row: its own among the pictures that can be used; None where it is left out.
         other: the row of the picture it is compared with; None if it is judged alone.
+        listed_twice: whether that is the same file with the same label: taking it out would take out both.
     """
 
     kind: str
@@ -95,6 +96,12 @@ class Finding:
     why: str
     row: int | None = None
     other: int | None = None
+    listed_twice: bool = False
+
+    @property
+    def proposal(self) -> str:
+        """The action that the list proposes; empty where a person has to look first."""
+        return "" if self.listed_twice else KINDS[self.kind].proposal
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
@@ -109,5 +116,5 @@ def write(path: Path, findings: Iterable[Finding]) -> None:
     writer = csv.writer(stream)
     writer.writerow(COLUMNS)
     for f in findings:
-        writer.writerow((f.name, f.label, f.split, f.digest, f.kind, f.why, KINDS[f.kind].proposal))
+        writer.writerow((f.name, f.label, f.split, f.digest, f.kind, f.why, f.proposal))
     write_atomically(path, stream.getvalue())

@@ -9,6 +9,7 @@ made, with where a picture was and where it is now; of a CSV file the version be
 again does what is left to do, so an interruption costs nothing.
 """
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -25,7 +26,7 @@ from pipeline.audit_findings import COLUMNS
 from pipeline.config import Data
 from pipeline.errors import DataError
 from pipeline.sources.base import listed
-from pipeline.sources.folder import has_split_folders
+from pipeline.sources.folder import children, has_split_folders
 
 QUARANTINE, RELABEL = "quarantine", "relabel:"
 RECORD = ("action", "sha256", "was", "now", "label", "new_label")
@@ -160,11 +161,23 @@ def _apply_to_folder(root: Path, orders: Sequence[_Order], reviewed: Path) -> Ap
         raise _refused(reviewed, problems, "Look at the data again with graft data, and review the new list.")
     record = out / "record.csv"
     base = root.resolve().parent
+    moves, changes = [], []
+    claimed: dict[Path, str] = {}  # the digest of what goes to each place
     for order, source, target in todo:
-        # Where it lies is free, or holds the same bytes, which an interruption left behind.
-        place = next(p for p in _places(target, order) if not os.path.lexists(p) or _holds(p, order.digest))
+        # Where it will lie is free, or holds the same bytes, which an interruption left behind.
+        place = next(
+            place
+            for place in _places(target, order)
+            if claimed.get(place, order.digest) == order.digest
+            and (not os.path.lexists(place) or _holds(place, order.digest))
+        )
         was, now = (_printable(os.path.relpath(path.absolute(), base)) for path in (source, place))
-        _append(record, (order.action, order.digest, was, now, order.label, order.new_label or ""))
+        claimed[place] = order.digest
+        moves.append((source, place))
+        changes.append((order.action, order.digest, was, now, order.label, order.new_label or ""))
+    if moves:
+        _note(record, changes)
+    for source, place in moves:
         place.parent.mkdir(parents=True, exist_ok=True)
         _move(source, place)
     quarantined = sum(order.new_label is None for order, _, _ in todo)
@@ -195,9 +208,8 @@ def _target(root: Path, out: Path, order: _Order, split_folders: bool) -> Path |
     if order.new_label is None:
         return _on_disk(out, order.name)
     classes = root.joinpath(*parts[:at])
-    # Its name alone: a path in it would lead elsewhere.
-    if order.new_label != Path(order.new_label).name or not (classes / order.new_label).is_dir():
-        there = sorted(folder.name for folder in classes.iterdir() if folder.is_dir()) if classes.is_dir() else []
+    there = sorted(_printable(folder.name) for folder in children(classes)[0]) if classes.is_dir() else []
+    if order.new_label not in there:
         return f"{order.name} cannot become {order.new_label}: the classes there are {listed(there) or 'none'}"
     return _on_disk(root, str(PurePosixPath(*parts[:at], order.new_label, *parts[at + 1 :])))
 
@@ -219,17 +231,19 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _append(record: Path, row: tuple[str, ...]) -> None:
-    """Adds a row to the record, once, and sees it on the disk."""
+def _note(record: Path, changes: Sequence[tuple[str, ...]]) -> None:
+    """Adds to the record what it does not have yet, and sees it on the disk."""
     record.parent.mkdir(parents=True, exist_ok=True)
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerow(row)
     known = record.read_text(encoding="utf-8") if record.exists() else ""
-    if stream.getvalue() in known:
-        return
+    whole = known[: known.rfind("\n") + 1]  # A process that was killed may have left half a line.
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    if not whole:
+        writer.writerow(RECORD)
+    there = {tuple(row) for row in csv.reader(io.StringIO(whole, newline=""))}
+    writer.writerows(change for change in changes if change not in there)
     with record.open("a", encoding="utf-8", newline="") as file:
-        if not known:
-            csv.writer(file, lineterminator="\n").writerow(RECORD)
+        file.truncate(len(whole.encode()))
         file.write(stream.getvalue())
         file.flush()
         os.fsync(file.fileno())
@@ -261,19 +275,27 @@ def _printable(name: str) -> str:
 
 
 def _apply_to_csv(file: Path, orders: Sequence[_Order], reviewed: Path) -> Applied:
-    text = file.read_text(encoding="utf-8-sig")
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    columns = [column.strip() for column in reader.fieldnames or ()]
-    reader.fieldnames = columns
-    rows = list(reader)
+    raw = file.read_bytes()
+    lines = list(io.StringIO(raw.decode("utf-8-sig"), newline=""))
+    reader = csv.reader(lines, skipinitialspace=True)
+    columns = [column.strip() for column in next(reader, [])]
     if missing := {"path", "label"} - set(columns):
-        raise DataError(f"{file} lacks the columns {listed(sorted(missing))}, so {reviewed} cannot be applied to it.")
+        raise DataError(
+            f"{file} lacks the columns {listed(sorted(missing))}, so {reviewed} cannot be applied to it. Correct "
+            "data.path, or add them."
+        )
+    path, label = columns.index("path"), columns.index("label")
+    rows, start = [], reader.line_num
+    for cells in reader:
+        if len(cells) > max(path, label):
+            rows.append((cells, slice(start, reader.line_num)))
+        start = reader.line_num
     out = _beside(file)
     record = out / "record.csv"
     noted = _recorded(record)
     wanted = {(order.name, order.label): order for order in orders}
-    present = {(row["path"], row["label"]) for row in rows}
-    labels = {row["label"] for row in rows}
+    present = {(cells[path], cells[label]) for cells, _ in rows}
+    labels = {cells[label] for cells, _ in rows}
     problems, todo = [], {}
     for key, order in wanted.items():
         change = (order.action, order.digest, order.name, order.label)
@@ -289,21 +311,33 @@ def _apply_to_csv(file: Path, orders: Sequence[_Order], reviewed: Path) -> Appli
     if problems:
         raise _refused(reviewed, problems, "Look at the data again with graft data, and review the new list.")
     if todo:
-        before = out / f"{file.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}{file.suffix}"
-        out.mkdir(exist_ok=True)
-        write_atomically(before, text, durable=True)
-        for order in todo.values():
-            _append(record, (order.action, order.digest, order.name, before.name, order.label, order.new_label or ""))
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            asked = todo.get((row["path"], row["label"]))
-            if asked is None or asked.new_label is not None:
-                writer.writerow(row if asked is None else row | {"label": asked.new_label})
-        write_atomically(file, stream.getvalue(), durable=True)
+        before = out / f"{file.stem}-{hashlib.sha256(raw).hexdigest()[:8]}{file.suffix}"
+        _note(
+            record,
+            [
+                (order.action, order.digest, order.name, before.name, order.label, order.new_label or "")
+                for order in todo.values()
+            ],
+        )
+        shutil.copy2(file, before)
+        for cells, those in reversed(rows):  # All other lines stay as they are, byte for byte.
+            asked = todo.get((cells[path], cells[label]))
+            if asked is not None:
+                new = [] if asked.new_label is None else [_row(cells, label, asked.new_label, lines[those][-1])]
+                lines[those] = new
+        text = "".join(lines)
+        write_atomically(file, "\ufeff" + text if raw.startswith(codecs.BOM_UTF8) else text, durable=True)
     quarantined = sum(order.new_label is None for order in todo.values())
     return Applied(quarantined, len(todo) - quarantined, len(wanted) - len(todo), record)
+
+
+def _row(cells: Sequence[str], label: int, new_label: str, line: str) -> str:
+    """A row with another label, which ends as `line` does."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator=line[len(line.rstrip("\r\n")) :]).writerow(
+        [*cells[:label], new_label, *cells[label + 1 :]]
+    )
+    return stream.getvalue()
 
 
 def _recorded(record: Path) -> set[tuple[str, str, str, str]]:

@@ -2,8 +2,8 @@
 
 All runs are compared with the first. Figures are of the test pictures that every run has, with the same label, and that
 none has learned from; of those that show the same, one. Differences are of paired samples: both runs are scored on the
-same pictures. One is shown when its 95 % interval leaves out zero and, for accuracy, McNemar's test agrees. NumPy, SciPy
-and scikit-learn, no TensorFlow.
+same pictures. One is shown when its 95 % interval leaves out zero and, for accuracy, McNemar's test agrees. NumPy,
+SciPy and scikit-learn, no TensorFlow.
 
 Shape letters: N common test pictures, C classes that any of the runs knows, R resamples, r some of them.
 """

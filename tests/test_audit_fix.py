@@ -315,7 +315,7 @@ def test_rows_of_a_csv_file_are_left_out_and_relabelled(tmp_path):
     done = apply(data, listed)
     assert (done.quarantined, done.relabelled, done.done_before) == (1, 1, 0)
     assert csv_rows(tmp_path / "photos.csv") == [
-        ("path", "label", "note"),
+        ("path", " label", " note"),
         ("files/ants/2.jpg", "ants", 'said "yes", ants/2.jpg'),
         ("files/ants/far/3.jpg", "ants", 'said "yes", ants/far/3.jpg'),
         ("files/bees/1.jpg", "bees", 'said "yes", bees/1.jpg'),
@@ -365,3 +365,53 @@ def test_whatever_a_list_asks_for_no_picture_is_lost(tmp_path_factory, rows):
             assert not rows
     pictures = [found for name, found in files(root.parent).items() if name.endswith(".jpg")]
     assert sorted(pictures) == sorted(map(content, MORE))
+
+
+def test_a_kill_in_the_middle_of_a_line_of_the_record_costs_nothing(tmp_path):
+    root = tmp_path / "photos"
+    data = planted(root)
+    apply(data, reviewed(tmp_path / "list.csv", (NAMES[0], "ants", "quarantine")))
+    path = tmp_path / "photos-quarantine" / "record.csv"
+    path.write_text(path.read_text() + "quarantine,abc")
+    apply(data, reviewed(tmp_path / "list.csv", (NAMES[1], "ants", "quarantine")))
+    assert [row["was"] for row in record(root)] == [f"photos/{NAMES[0]}", f"photos/{NAMES[1]}"]
+
+
+def test_one_picture_under_three_labels_gets_one(tmp_path):
+    root = tmp_path / "photos"
+    data = planted(root, ("ants/0.jpg",))
+    for label in ("bees", "flies", "wasps"):
+        (root / label).mkdir()
+        (root / label / "1.jpg").write_bytes(content("one"))
+    rows = [(f"{label}/1.jpg", label, "relabel:ants", digest(content("one"))) for label in ("bees", "flies", "wasps")]
+    apply(data, reviewed(tmp_path / "list.csv", *rows))
+    assert set(files(root)) == {"ants/0.jpg", "ants/1.jpg"}
+    assert (root / "ants/1.jpg").read_bytes() == content("one")
+
+
+@pytest.mark.parametrize("label", ["..", ".hidden", "."])
+def test_a_picture_never_leaves_the_classes(tmp_path, label):
+    root = tmp_path / "photos"
+    data = planted(root)
+    (root / ".hidden").mkdir()
+    before = files(root)
+    with pytest.raises(DataError, match="the classes there are ants, bees"):
+        apply(data, reviewed(tmp_path / "list.csv", ("ants/1.jpg", "ants", f"relabel:{label}")))
+    assert files(root) == before
+
+
+def test_all_other_lines_of_a_csv_file_stay_byte_for_byte(tmp_path):
+    planted(tmp_path / "files")
+    table = tmp_path / "pictures.csv"
+    rows = [f'files/{name}, {name[:4]},"a note, with ""quotes""\r\nand lines",surplus' for name in NAMES]
+    raw = b"\xef\xbb\xbf" + "\r\n".join(["path , label,note", *rows, ""]).encode()
+    table.write_bytes(raw)
+    changes = [("files/ants/2.jpg", "ants", "quarantine"), ("files/bees/1.jpg", "bees", "relabel:ants")]
+    listed = [(*row, digest(content(row[0].removeprefix("files/")))) for row in changes]
+    done = apply(Data(source="folder", path=str(table)), reviewed(tmp_path / "list.csv", *listed))
+    assert (done.quarantined, done.relabelled) == (1, 1)
+    (kept,) = (tmp_path / "pictures-quarantine").glob("pictures-*.csv")
+    assert kept.read_bytes() == raw
+    lines = raw.decode().split("\r\nfiles/")
+    relabelled = lines[4].replace(" bees,", "ants,").replace("\r\n", "\r\n")
+    assert table.read_bytes().decode() == "\r\nfiles/".join([*lines[:2], lines[3], relabelled, lines[5]])

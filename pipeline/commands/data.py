@@ -1,12 +1,13 @@
 """`graft data`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import ConfigPath, Json, Overrides, Quiet, errors_in_words, graft, out, shown
+from pipeline.cli import ConfigPath, Json, Overrides, Quiet, errors_in_words, graft, out, shown, stop_in_order
 from pipeline.console import Console
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def data(
     with errors_in_words():
         from pipeline.config_file import load
 
+        stop_in_order()
         loaded = load(config, overrides)
+        settings = [part for override in overrides or () for part in ("--set", override)]
+        again = f"{graft()} data {shlex.join([shown(config), *settings])}"
         if fix is not None:
             from pipeline.audit_fix import apply
 
@@ -38,7 +42,7 @@ def data(
                 return
             print(f"quarantined {done.quarantined}, relabelled {done.relabelled}, done before {done.done_before}")
             print(f"record      {shown(done.record)}")
-            print(f"next        {graft()} data {shown(config)}")
+            print(f"next        {again}")
             return
         from pipeline.quiet import import_tensorflow
 
@@ -53,7 +57,7 @@ def data(
         print(f"list        {shown(found.findings)}")
         if any(found.counts.values()):
             print("next        look at the page, write quarantine or relabel:CLASS into the list's column action, then")
-            print(f"            {graft()} data {shown(config)} --fix {shown(found.findings)}")
+            print(f"            {again} --fix {shlex.quote(shown(found.findings))}")
         if as_json:
             figures = {"pictures": found.pictures, "classes": found.classes, "findings": found.counts,
                        "refused": found.refused, "page": str(found.page), "list": str(found.findings)}  # fmt: skip

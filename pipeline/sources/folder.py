@@ -56,7 +56,7 @@ def open_folder(data: Data) -> Source:
 
 def has_split_folders(root: Path) -> bool:
     """Whether the class folders of a folder lie in its train, val and test folders. Raises DataError."""
-    return bool(_split_folders(_children(root)[0]))
+    return bool(_split_folders(children(root)[0]))
 
 
 def _split_folders(folders: list[Path]) -> list[Path]:
@@ -65,7 +65,7 @@ def _split_folders(folders: list[Path]) -> list[Path]:
 
 
 def _open_folders(root: Path, data: Data) -> Source:
-    folders, beside = _children(root)
+    folders, beside = children(root)
     split_folders = _split_folders(folders)
     if not split_folders:
         files, notes = _class_folders(root, None, folders, beside, data)
@@ -84,7 +84,7 @@ def _open_folders(root: Path, data: Data) -> Source:
         if split in seen:
             raise DataError(f"{root} has two folders for the {split} split: {seen[split]} and {folder.name}. Keep one.")
         seen[split] = folder.name
-        files, more = _class_folders(folder, split, *_children(folder), data)
+        files, more = _class_folders(folder, split, *children(folder), data)
         all_files += files
         notes += more
     return _source(all_files, data, notes)
@@ -124,13 +124,13 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
     if (status.st_dev, status.st_ino) in above:
         return
     above.add((status.st_dev, status.st_ino))
-    folders, files = _children(folder)
+    folders, files = children(folder)
     yield from files
     for child in folders:
         yield from _walk(child, above)
 
 
-def _children(folder: Path) -> tuple[list[Path], list[Path]]:
+def children(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files in a folder, each sorted, without hidden ones and without pipes and devices."""
     try:
         entries = sorted(folder.iterdir())

@@ -25,7 +25,6 @@ ROWS = 300  # of each kind's table
 SHEET, MOST_ON_SHEETS, SHEETS = 24, 600, 100  # pictures of a class, of all classes; classes
 STRIPS, VIEWS = 6, 8
 _SIDE, _SMALL = 192, 112  # pixels of the longer side: of findings, and on contact sheets
-_TINY = 64  # A picture smaller than this is drawn with its pixels as squares.
 _MOST_BARS = 40  # classes in a chart
 _MOST_DOTS = 3000  # pictures in a chart
 
@@ -92,17 +91,10 @@ class Look:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A picture on the page.
+    """A picture, and what it shows in words."""
 
-    Attributes:
-        address: as `pages.embedded` gives it; empty where it cannot be shown.
-        alt: what it shows.
-        tiny: whether its pixels are drawn as squares.
-    """
-
-    address: str
+    picture: pages.Tile
     alt: str
-    tiny: bool
 
 
 @dataclass(frozen=True)
@@ -128,11 +120,15 @@ def write(path: Path, look: Look) -> None:
     large = _tiles(look, rows, _SIDE)
     small = _tiles(look, {row for _, _, sheet in sheets for row in sheet}, _SMALL)
     for name, pixels in look.conflicting.items():
-        large[name] = _tile(pixels, _SIDE, name)
+        large[name] = _Tile(pages.tile(pixels, _SIDE), name)
 
     def gallery(found: Sequence[Finding]) -> list[tuple[Finding, list[_Tile]]]:
         keys = [(f, (f.name if f.row is None else f.row, f.other)) for f in found[:TILES]]
         return [(f, [large[key] for key in both if key is not None and key in large]) for f, both in keys]
+
+    def views(strip: Strip) -> list[_Tile]:
+        pairs = zip(strip.views, strip.captions, strict=True)
+        return [_Tile(pages.tile(view, _SMALL), f"{strip.title}, {caption}") for view, caption in pairs]
 
     sections = [
         _Section(name, KINDS[name], found, [pair for pair in gallery(found) if pair[1]], len({f.name for f in found}))
@@ -150,14 +146,10 @@ def write(path: Path, look: Look) -> None:
             charts=_charts(look),
             sections=sections,
             sheets=[(label, count, [small[row] for row in sheet]) for label, count, sheet in sheets],
-            strips=[
-                (
-                    strip,
-                    [_tile(v, _SMALL, f"{strip.title}, {c}") for v, c in zip(strip.views, strip.captions, strict=True)],
-                )
-                for strip in look.strips
-            ],
-            mean=None if look.mean is None else _tile(look.mean, _SIDE, "the mean of the training pictures"),
+            strips=[(strip, views(strip)) for strip in look.strips],
+            mean=None
+            if look.mean is None
+            else _Tile(pages.tile(look.mean, _SIDE), "the mean of the training pictures"),
             channels=_channels(look),
             most_rows=ROWS,
             most_sheets=SHEETS,
@@ -184,13 +176,8 @@ def _tiles(look: Look, rows: Iterable[int], side: int) -> dict[int | str, _Tile]
     pictures = look.pictures
     for some, images in pictures.stream(np.array(sorted(rows), int)):
         for row, image in zip(some.tolist(), images, strict=True):
-            tiles[row] = _tile(image, side, f"{look.classes[pictures.labels[row]]}: {pictures.names[row]}")
+            tiles[row] = _Tile(pages.tile(image, side), f"{look.classes[pictures.labels[row]]}: {pictures.names[row]}")
     return tiles
-
-
-def _tile(pixels: np.ndarray, side: int, alt: str) -> _Tile:
-    tiny = max(pixels.shape[:2]) < _TINY
-    return _Tile(pages.embedded(pixels, side, lossless=tiny), alt, tiny)
 
 
 def _table(look: Look) -> list[tuple[str, list[int], int, int]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import write_atomically
 from pipeline.config import RunConfig
-from pipeline.metrics import METRICS
+from pipeline.metrics import meaning
 from pipeline.pages import percent
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ cameras, places or people than those in its data has not been measured."""
 def _figures(run: "Run") -> str:
     scores = run.scores
     rows = "\n".join(
-        f"| {name.replace('_', ' ')} | {value:.4f} | {_meaning(name)} |" for name, value in scores.metrics.items()
+        f"| {name.replace('_', ' ')} | {value:.4f} | {meaning(name)} |" for name, value in scores.metrics.items()
     )
     return f"""## Figures
 
@@ -130,10 +130,6 @@ def _ancestor(run: "Run") -> str:
 
 def _options(config: RunConfig) -> str:
     return "".join(f", {key} {value}" for key, value in config.backbone.options.items())
-
-
-def _meaning(name: str) -> str:
-    return " ".join((METRICS[name].__doc__ or "").split("\n\n")[0].split()) if name in METRICS else ""
 
 
 def _cell(text: str) -> str:

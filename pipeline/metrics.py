@@ -63,6 +63,12 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
+def meaning(name: str) -> str:
+    """What a metric is, by the start of its function's docstring; empty for one that is not in the table."""
+    documented = METRICS[name].__doc__ if name in METRICS else None
+    return " ".join((documented or "").split("\n\n")[0].split())
+
+
 def score(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Every metric of the table, by name."""
     return {name: metric(probabilities, labels) for name, metric in METRICS.items()}

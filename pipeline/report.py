@@ -19,7 +19,7 @@ from pipeline.config import RunConfig
 from pipeline.config_file import dump, load
 from pipeline.errors import ConfigError
 from pipeline.evaluate import Report
-from pipeline.metrics import METRICS, softmax
+from pipeline.metrics import meaning, softmax
 from pipeline.model import Network
 from pipeline.reopen import manifest_of
 
@@ -219,12 +219,12 @@ def _metrics(scores: Report) -> list[tuple[str, float, str]]:
     before = {"loss": scores.calibration_before.loss, "ece": scores.calibration_before.ece}
     rows = []
     for name, value in scores.metrics.items():
-        meaning = " ".join((METRICS[name].__doc__ or "").split("\n\n")[0].split()) if name in METRICS else ""
+        words = meaning(name)
         if name in before:
-            meaning += f" Before temperature scaling: {before[name]:.4f}."
-        rows.append((name.replace("_", " "), value, meaning))
-    meaning = "The exported model divides its logits by this; fitted on the validation split."
-    return [*rows, ("temperature", scores.temperature, meaning)]
+            words += f" Before temperature scaling: {before[name]:.4f}."
+        rows.append((name.replace("_", " "), value, words))
+    words = "The exported model divides its logits by this; fitted on the validation split."
+    return [*rows, ("temperature", scores.temperature, words)]
 
 
 def _matrix(scores: Report) -> list[list[tuple[int, float]]] | None:

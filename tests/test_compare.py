@@ -28,7 +28,6 @@ from pipeline.find_run import find_run
 from pipeline.metrics import softmax
 from pipeline.registry import Registry
 from pipeline.tracking import connect
-from tests.browser import Tab
 from tests.promoting import MANIFEST
 from tests.test_registry import a_run as in_mlflow
 
@@ -653,24 +652,6 @@ def test_strange_names_break_nothing(tmp_path):
     assert "蟻 $x$" in page.said
     assert "{{ x }} & é" in page.said
     assert len(page.images) == 9
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (400, "dark")])
-def test_the_page_opens_offline_and_its_tables_sort(tmp_path, data, driver, width, scheme):
-    a = a_run(tmp_path / "ants" / "a", data, wrong=range(30))
-    b = a_run(tmp_path / "ants" / "b", data, wrong=range(20, 40))
-    tab = Tab(driver)
-    driver.get_log("performance")
-    tab.open(written(tmp_path, a, b).as_uri(), width, prefers_color_scheme=scheme)
-    assert driver.get_log("browser") == []
-    assert all(url.startswith(("file:", "data:")) for url in tab.requests())
-    assert tab.run("return document.documentElement.scrollWidth") <= width
-    names = tab.texts("table.flips tbody th")
-    header = next(head for head in tab.all("table.flips thead button") if head.text.startswith("Picture"))
-    tab.run("arguments[0].click()", header)
-    assert tab.texts("table.flips tbody th") == sorted(names) != names
-    assert tab.run("return [...document.images].every(image => image.alt && image.width > 0)")
 
 
 # ------------------------------------------------------------------------------------------------------------- command

@@ -3,11 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pipeline import report
+from pipeline import lr_range, report, screen, sweep_page
+from pipeline.audit import audit
+from tests import test_audit, test_compare, test_gate_page, test_lr_range, test_screen, test_sweep_result
 from tests.browser import PHONE, Tab
-from tests.reports import ended, seen, small_network
+from tests.defects import plant
+from tests.networks import QUIET
+from tests.reports import config, ended, seen, small_network
 
 pytestmark = pytest.mark.slow
 
@@ -18,8 +23,53 @@ def report_page(folder):
     return report.write(ended(folder, n=1000, skill=1.0), small_network(), seen)[-1]
 
 
+def data_page(folder):
+    plant(folder / "data", each=30)
+    return audit(test_audit.config(folder / "data", folder / "runs"), QUIET).page
+
+
+def compare_page(folder):
+    data = test_compare.pictures(folder / "data", 200)
+    runs = [test_compare.a_run(folder / "ants" / f"{i}", data, wrong=range(i, i + 30)) for i in range(3)]
+    return test_compare.written(folder, *runs)
+
+
+def gate_page(folder):
+    decision, flips = test_gate_page.decided(["ants", "bees", "wasps"])
+    (folder / "gate").mkdir()
+    test_gate_page.written(folder / "gate", decision, flips)
+    return folder / "gate" / "gate.html"
+
+
+def sweep_page_(folder):
+    rows = [test_sweep_result.training(number, 0.5 - 0.05 * number, 0.8) for number in range(1, 5)]
+    failed = test_sweep_result.training(5, None, None, status="failed", reason="diverged")
+    seeds = test_sweep_result.seeds([0.6, 0.4, 0.52], [0.7, 0.9, 0.8], "seed of base", 0)
+    found = test_sweep_result.outcome(folder, test_sweep_result.base(), *seeds, *rows, failed)
+    sweep_page.write(folder / "sweep.html", found, "graft run winner.yaml", {"Command": "graft sweep"})
+    return folder / "sweep.html"
+
+
+def lr_page(folder):
+    tests = [test_lr_range.of_curve(test_lr_range.valley()), test_lr_range.of_curve(np.ones(lr_range.STEPS))]
+    lr_range.write_page(folder / "lr.html", config(), tests)
+    return folder / "lr.html"
+
+
+def screen_page(folder):
+    rows = [test_screen.row(0.5, 0.6), test_screen.row(0.8, 0.7, name="alexnet"), test_screen.row(kernels="imagenet")]
+    screen.write_page(folder / "screen.html", config(), rows)
+    return folder / "screen.html"
+
+
 PAGES: dict[str, Callable[[Path], Path]] = {
     "report": report_page,
+    "data": data_page,
+    "compare": compare_page,
+    "gate": gate_page,
+    "sweep": sweep_page_,
+    "lr": lr_page,
+    "screen": screen_page,
 }
 
 
@@ -65,6 +115,17 @@ def test_every_picture_is_described(tab, page):
     assert tab.run("return [...document.images].filter(i => !i.alt.trim()).length") == 0
     assert tab.run("return [...document.images].filter(i => !i.src.startsWith('data:image/')).length") == 0
     assert tab.run("return [...document.querySelectorAll('svg.chart')].filter(s => !s.ariaLabel).length") == 0
+
+
+def test_links_lead_somewhere(tab, page):
+    tab.open(page.as_uri())
+    assert (
+        tab.run("""
+        return [...document.querySelectorAll("a[href^='#']")].map(a => a.getAttribute("href").slice(1))
+            .filter(id => !document.getElementById(id));
+    """)
+        == []
+    )
 
 
 def test_names_are_unique(tab, page):

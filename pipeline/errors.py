@@ -4,6 +4,7 @@
     ├── ConfigError         a mistake in the configuration (exit code 2)
     ├── DataError           the pictures cannot be used as they are
     ├── WeightsError        pretrained weights are missing or do not fit
+    ├── TrainingError       a training cannot come to its end with this config
     ├── CacheError          the activation store cannot be opened, or its disk is full
     ├── ExportError         an exported model cannot be written, read, or does not agree with the trained one
     └── TrackingError       MLflow cannot be reached or refuses
@@ -32,6 +33,10 @@ class DataError(GraftError):
 
 
 class WeightsError(GraftError):
+    pass
+
+
+class TrainingError(GraftError):
     pass
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline import metrics
 from pipeline.artifacts import Record
-from pipeline.errors import DataError, GraftError
+from pipeline.errors import DataError, TrainingError
 from pipeline.metrics import Bin, ClassScore
 
 
@@ -69,7 +69,7 @@ def evaluate(
 
     Raises:
         DataError: there is no test picture.
-        GraftError: a logit is not finite, so training diverged.
+        TrainingError: a logit is not finite, so training diverged.
     """
     assert test_logits.shape == (len(test_labels), len(classes)), (test_logits.shape, len(test_labels), len(classes))
     assert validation_logits.shape == (len(validation_labels), len(classes)), validation_logits.shape
@@ -79,7 +79,7 @@ def evaluate(
             "Add pictures or raise data.test_fraction."
         )
     if not (np.isfinite(test_logits).all() and np.isfinite(validation_logits).all()):
-        raise GraftError(
+        raise TrainingError(
             "Training diverged: the network's outputs must be finite numbers, but some are infinite or not a number. "
             "Lower phases.*.learning_rate, or set phases.*.clip_norm, e.g. 1.0."
         )

@@ -22,7 +22,7 @@ from pipeline.backbones.weights import digest
 from pipeline.checkpoint import Checkpoints, Progress
 from pipeline.config import Phase, Plateau
 from pipeline.console import Console
-from pipeline.errors import GraftError
+from pipeline.errors import TrainingError
 from pipeline.feed import Feed, Pictures
 from pipeline.metrics import accuracy, log_loss, softmax
 from pipeline.model import Division, Network, divide
@@ -63,7 +63,7 @@ def finetune(
 
     Raises:
         ConfigError: a phase unfreezes what the backbone does not have.
-        GraftError: training diverged.
+        TrainingError: training diverged.
         OSError: the checkpoint cannot be written, or is there and cannot be read.
     """
     key = _decisive(network, phases, pictures)
@@ -274,7 +274,7 @@ def _train(
             optimizer.finalize_variable_values(variables)  # With phase.ema, their averages take their places.
             logits = np.concatenate([forward(features).numpy() for features in feed.validation()])
             if not np.isfinite(logits).all():
-                raise GraftError(
+                raise TrainingError(
                     f"Training diverged in epoch {epoch + 1} of a phase with learning rate {phase.learning_rate:g}: "
                     "the network's outputs must be finite numbers, but some are infinite or not a number. Lower "
                     "phases.*.learning_rate, or set phases.*.clip_norm, e.g. 1.0."

@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pipeline.artifacts import Epoch
+
 _LONGEST_VALUE = 24
 _LONGEST_NAME = 100
 # What a model is called and where things are kept is no difference between models.
@@ -26,6 +28,10 @@ FIGURES: dict[str, tuple[str, str]] = {
     "train/phase": ("", "Which of the config's phases an epoch belongs to, from 1."),
     "validation/loss": ("nats", "Mean negative log-likelihood on the validation pictures, after an epoch."),
     "validation/accuracy": ("0 to 1", "Share of the validation pictures that were right, after an epoch."),
+    "validation/calibrated_loss": (
+        "nats",
+        "Likewise, with the temperature that fits them best: what a sweep compares.",
+    ),
     "validation/temperature": ("", "By which the logits are divided so that confidence matches accuracy."),
     "time/epoch_seconds": ("s", "An epoch took, validation included."),
     "time/images_per_second": ("1/s", "Training pictures per second of training."),
@@ -48,9 +54,30 @@ FIGURES: dict[str, tuple[str, str]] = {
     "gate/gain_low": ("-1 to 1", "Lower end of its 95 % interval, paired."),
     "gate/gain_high": ("-1 to 1", "Upper end of its 95 % interval, paired."),
     "gate/mcnemar_p": ("0 to 1", "McNemar's p-value: that both are equally good."),
+    "kept/calibrated_loss": ("nats", "validation/calibrated_loss of the weights that a run would keep."),
+    "kept/accuracy": ("0 to 1", "validation/accuracy of the same weights."),
+    "winner/calibrated_loss": ("nats", "kept/calibrated_loss of a sweep's winner."),
+    "winner/accuracy": ("0 to 1", "kept/accuracy of a sweep's winner."),
+    "noise/calibrated_loss": ("nats", "Its standard deviation over seeds of a sweep's base."),
+    "noise/accuracy": ("0 to 1", "Likewise, of kept/accuracy."),
 }
 """Every figure of a run by the name it has in MLflow: its unit, and what it is. MLflow's own `system/...` say so
 themselves."""
+
+
+def of_epoch(epoch: Epoch) -> dict[str, float]:
+    """An epoch's figures by their names in MLflow."""
+    return {
+        "train/loss": epoch.loss,
+        "train/accuracy": epoch.accuracy,
+        "validation/loss": epoch.validation_loss,
+        "validation/accuracy": epoch.validation_accuracy,
+        "train/learning_rate": epoch.learning_rate,
+        "train/phase": epoch.phase,
+        "time/epoch_seconds": epoch.seconds,
+        "time/images_per_second": epoch.images_per_second,
+    }
+
 
 NOTE = "mlflow.note.content"
 """The tag whose text MLflow's pages show as a description, in Markdown."""

@@ -253,19 +253,7 @@ class Recording:
         if known and known[0].loss == epoch.loss and known[0].validation_loss == epoch.validation_loss:
             return
         del self._history[epoch.epoch - 1 :]  # The training was begun anew: its checkpoint could not be used.
-        self._tracker.metrics(
-            {
-                "train/loss": epoch.loss,
-                "train/accuracy": epoch.accuracy,
-                "validation/loss": epoch.validation_loss,
-                "validation/accuracy": epoch.validation_accuracy,
-                "train/learning_rate": epoch.learning_rate,
-                "train/phase": epoch.phase,
-                "time/epoch_seconds": epoch.seconds,
-                "time/images_per_second": epoch.images_per_second,
-            },
-            step=epoch.epoch,
-        )
+        self._tracker.metrics(notes.of_epoch(epoch), step=epoch.epoch)
         self._history.append(epoch)
         artifacts.write_atomically(
             self.run_dir / "history.json", json.dumps([asdict(epoch) for epoch in self._history], indent=2)

@@ -23,21 +23,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import optuna
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from pipeline import search_space, sweep_page, tracking
+from pipeline import notes, search_space, sweep_page, tracking
 from pipeline.artifacts import Epoch, Record, new_folder, write_atomically
-from pipeline.config import RunConfig
+from pipeline.backbones import weights
+from pipeline.config import BackboneConfig, RunConfig
 from pipeline.config_file import assigned, dump, parse, read
 from pipeline.console import Console
-from pipeline.errors import ConfigError, GraftError, TrackingError
+from pipeline.errors import ConfigError, DataError, GraftError, TrackingError, TrainingError
 from pipeline.search_space import Axis, Choices, Point, Range
 from pipeline.sweep_result import Outcome, Role, Training
 from pipeline.tracking import PARTS, Tracker
@@ -60,6 +61,9 @@ class Plan(Record):
         search: how points are chosen.
         trials: how many there are.
         seeds: how many further seeds the base and the winner are trained with.
+        weights: what each `run:NAME` among the base's and the axes' backbone.weights stood for at the beginning:
+            `run:` and the name of the run's folder.
+        tracking_uri: the base's own, without its password; None where it has none.
     """
 
     command: str
@@ -68,6 +72,8 @@ class Plan(Record):
     search: Search
     trials: int
     seeds: int
+    weights: dict[str, str] = Field(default_factory=dict)
+    tracking_uri: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Sweep:
 
     @cached_property
     def base(self) -> RunConfig:
-        return parse(self.plan.tree, "The base config")
+        return self._parsed(self.plan.tree, "The base config")
 
     @cached_property
     def axes(self) -> list[Axis]:
@@ -101,7 +107,7 @@ class Sweep:
             for choice in axis.values if isinstance(axis, Choices) else ():
                 tree = assigned(self.plan.tree, search_space.overrides({axis.key: choice}))
                 try:
-                    if _value(parse(tree), axis.key) == value:
+                    if _value(self._parsed(tree, axis.key), axis.key) == value:
                         return choice
                 except ConfigError:
                     continue  # It needs another key's value beside it.
@@ -112,7 +118,29 @@ class Sweep:
     def config(self, point: Mapping[str, str]) -> RunConfig:
         """The base with a point's values. Raises ConfigError."""
         where = f"The base config with {search_space.named(point)}"
-        return parse(assigned(self.plan.tree, search_space.overrides(point)), where)
+        return self._parsed(assigned(self.plan.tree, search_space.overrides(point)), where)
+
+    def _parsed(self, tree: dict[str, Any], where: str) -> RunConfig:
+        """With the weights that `run:NAME` stood for when the sweep began. Raises ConfigError."""
+        config = parse(tree, where)
+        start = self.plan.weights.get(config.backbone.weights)
+        if start is None:
+            return config
+        return config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": start})})
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What a run of the winner needs beside its config to be tracked where the base is, and why, in a sentence;
+        two empty texts where the base does not say where."""
+        uri = self.plan.tracking_uri
+        if uri is None:
+            return "", ""
+        mask = "with the password in place of ***" if "***" in uri else "as here"
+        return (
+            f" --set {shlex.quote(f'tracking.uri={uri}')}",
+            f"The config does not hold the base's tracking.uri, which may hold a password: give it {mask}, or set "
+            "MLFLOW_TRACKING_URI.",
+        )
 
     def differs(self, config: RunConfig, point: Mapping[str, str]) -> str:
         """What of a point, whose config is given, is not the base's, e.g. `head.dropout=0.2`; `base` for nothing."""
@@ -142,6 +170,7 @@ def begin(
 
     Raises:
         ConfigError: a text cannot be read, or a combination is no config; nothing has been made yet.
+        WeightsError: `backbone.weights: run:NAME` names no finished run, or one of another backbone; likewise.
     """
     tree = assigned(read(path), list(overrides))
     command = " ".join(tracking.without_password(command).splitlines())
@@ -156,11 +185,15 @@ def begin(
     # It may hold a password. A sweep that goes on is tracked where it began.
     if isinstance(tree.get("tracking"), dict):
         tree["tracking"] = {key: value for key, value in tree["tracking"].items() if key != "uri"}
-    plan = Plan(command=command, tree=tree, over=list(over), search=search, trials=trials or _TRIALS, seeds=seeds)
+    plan = Plan(
+        command=command, tree=tree, over=list(over), search=search, trials=trials or _TRIALS, seeds=seeds,
+        tracking_uri=base.tracking.uri and tracking.without_password(base.tracking.uri),
+    )  # fmt: skip
     folder = new_folder(Path(base.output_dir).resolve() / base.name)
     sweep = Sweep(folder.with_name(f"sweep-{folder.name}"), plan)
-    for corner in search_space.corners(axes):
-        sweep.config(corner)
+    backbones = [base.backbone, *(sweep.config(corner).backbone for corner in search_space.corners(axes))]
+    sweep = replace(sweep, plan=plan.model_copy(update={"weights": _starts(backbones, Path(base.output_dir))}))
+    plan, base = sweep.plan, sweep.base
     try:
         sweep.folder.mkdir(parents=True)
     except OSError as error:
@@ -173,6 +206,16 @@ def begin(
     journal.tags({"graft.run_dir": str(sweep.folder), "graft.sweep": search})
     journal.params(base.flat() | {f"sweep.{axis.key}": values for axis, values in zip(axes, over, strict=True)})
     return sweep
+
+
+def _starts(backbones: Sequence[BackboneConfig], output_dir: Path) -> dict[str, str]:
+    """By `run:NAME`, the run that it stands for now, as `run:FOLDER`. Raises WeightsError."""
+    starts: dict[str, str] = {}
+    unique = {backbone.model_dump_json(): backbone for backbone in backbones}
+    for backbone in unique.values():
+        if (start := weights.started_from(backbone, output_dir)) is not None:
+            starts[backbone.weights] = f"run:{start.name}"
+    return starts
 
 
 def reopened(folder: Path) -> Sweep:
@@ -197,7 +240,9 @@ def run(sweep: Sweep, console: Console) -> Outcome:
     The page, the table and the winner's config are written however it ends.
 
     Raises:
-        GraftError: the base cannot be trained, or another process is working on this sweep.
+        DataError: the sweep goes on, and the data is no longer what it was.
+        GraftError: the base cannot be trained, another process is working on this sweep, or something of the machine
+            or the data is amiss, after which the sweep can go on.
         KeyboardInterrupt: it was stopped, and can go on.
     """
     with _alone(sweep.folder), _Courier(sweep.folder, console) as courier, Trainer(console) as trainer:
@@ -298,6 +343,7 @@ class _Work:
         self._address = tracking.address(sweep.folder)
         self._done: dict[str, Training] = {}
         self._by_config: dict[str, Training] = {}
+        self._looked = False
         for row in outcome_of(sweep).trainings:
             self._done[row.name] = row
             if row.same_as is None:
@@ -354,7 +400,20 @@ class _Work:
         of_base = row.role in ("base", "seed of base")
         return self.sweep.config({} if of_base else row.point).model_copy(update={"seed": row.seed})
 
+    def _check_data(self) -> None:
+        """Before the first training of a sweep that goes on. Raises DataError: the data is no longer what it was."""
+        base = self._done.get("base")
+        if self._looked or base is None or base.data_digest is None:
+            return
+        if self._trainer.look(self.sweep.base) != base.data_digest:
+            raise DataError(
+                f"The sweep {self.sweep.folder} cannot go on: the data has changed since it began, and trainings on "
+                "different pictures cannot be compared. Put the data back as it was, or start a new sweep."
+            )
+        self._looked = True
+
     def _trained(self, row: Training, config: RunConfig, folder: Path, trial: optuna.Trial | None) -> Training:
+        self._check_data()
         title = row.differs if row.role in ("base", "trial") else f"{row.differs}, seed {row.seed}"
         journal = Tracker(folder, *self._address, title, _QUIET, parent=self.sweep.folder, at_once=False)
         journal.params(row.point | {"seed": row.seed})
@@ -364,9 +423,7 @@ class _Work:
 
         def on_epoch(epoch: Epoch, score: Score) -> None:
             history.append(score)
-            figures = {"train/loss": epoch.loss, "train/accuracy": epoch.accuracy, "learning_rate": epoch.learning_rate}
-            figures |= {"validation/loss": epoch.validation_loss, "validation/accuracy": epoch.validation_accuracy}
-            journal.metrics(figures | {"validation/calibrated_loss": score.loss}, step=epoch.epoch)
+            journal.metrics(notes.of_epoch(epoch) | {"validation/calibrated_loss": score.loss}, step=epoch.epoch)
             if trial is not None:
                 trial.report(score.loss, epoch.epoch)
                 if epoch.epoch < last and trial.should_prune():
@@ -382,17 +439,24 @@ class _Work:
         except optuna.TrialPruned:
             best = history[-1]
             ended = {"status": "pruned"}
-        except GraftError as error:
+        except (ConfigError, TrainingError) as error:  # These follow from the config; all else may be mended.
             journal.tags({"graft.error": error})
             journal.finish("FAILED")
             return row.model_copy(
                 update={"reason": str(error), "losses": _losses(history), "seconds": time.perf_counter() - started}
             )
+        except GraftError as error:
+            journal.finish("KILLED")
+            remedy = f"graft sweep --resume {shlex.quote(str(self.sweep.folder))}"
+            raise type(error)(
+                f"{error} The sweep has stopped, and goes on, once that is mended, with: {remedy}"
+            ) from error
         except BaseException:
             journal.finish("KILLED")
             raise
         ended |= {
             "pictures": self._trainer.sizes,
+            "data_digest": self._trainer.data_digest,
             "loss": best.loss,
             "accuracy": best.accuracy,
             "epoch": best.epoch,
@@ -469,6 +533,8 @@ def _write(sweep: Sweep, outcome: Outcome, journal: Tracker) -> None:
         assert winner.loss is not None
         assert winner.accuracy is not None
         says += f"# Calibrated validation loss {winner.loss:.4f}, accuracy {winner.accuracy:.3f}. {outcome.verdict}\n"
+        to_place, why = sweep.place
+        says += f"# {why} Here: {to_place.strip()}\n" if why else ""
         write_atomically(folder / "winner.yaml", says + dump(config))
         journal.tags({"graft.winner": winner.differs, "graft.verdict": outcome.verdict})
         figures = {"winner/calibrated_loss": winner.loss, "winner/accuracy": winner.accuracy}
@@ -485,7 +551,8 @@ def _write(sweep: Sweep, outcome: Outcome, journal: Tracker) -> None:
             "pictures": f"{pictures}; the test split was not looked at",
             "folder": str(folder),
         }
-        sweep_page.write(folder / "sweep.html", outcome, f"graft run {shlex.quote(str(folder / 'winner.yaml'))}", facts)
+        then = f"graft run {shlex.quote(str(folder / 'winner.yaml'))}{to_place}"
+        sweep_page.write(folder / "sweep.html", outcome, then, facts, why)
     for name in ("sweep.html", "trials.csv", "winner.yaml"):
         if (folder / name).is_file():
             journal.artifact(folder / name)

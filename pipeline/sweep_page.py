@@ -16,7 +16,7 @@ _BEST = 5  # Trials that stand out in a chart.
 _SPACE = 0.06  # Of an axis, beyond its first and last value.
 
 
-def write(path: Path, outcome: Outcome, then: str, facts: Mapping[str, str]) -> None:
+def write(path: Path, outcome: Outcome, then: str, facts: Mapping[str, str], note: str = "") -> None:
     """Writes the page.
 
     Args:
@@ -24,6 +24,7 @@ def write(path: Path, outcome: Outcome, then: str, facts: Mapping[str, str]) -> 
         outcome: a sweep with a training that has ended well.
         then: the command that trains the winner.
         facts: rows of the table "How it was made".
+        note: what to know of that command; empty for nothing.
     """
     winner, noise = outcome.winner, outcome.noise
     assert winner is not None
@@ -41,6 +42,7 @@ def write(path: Path, outcome: Outcome, then: str, facts: Mapping[str, str]) -> 
             parallel=_parallel(outcome, ended) if len(ended) > 1 else None,
             charts=charts,
             then=then,
+            note=note,
             facts=facts,
         )
 
@@ -178,9 +180,11 @@ def _history(outcome: Outcome) -> Chart:
     assert base is not None
     assert base.loss is not None
     if noise is not None:
-        axes.axhspan(base.loss - noise.loss, base.loss + noise.loss, color=TINT, zorder=0)
-    low, high = _limits(_losses([base, *rows]))
-    axes.axhline(base.loss, color=INK, linestyle="--", linewidth=1.2, label="base, ± noise" if noise else "base")
+        axes.axhspan(noise.mean_loss - noise.of_another, noise.mean_loss + noise.of_another, color=TINT, zorder=0)
+    middle = noise.mean_loss if noise else base.loss
+    low, high = _limits(np.array([base.loss, middle, *_losses(rows)]))
+    label = f"base, mean of {noise.seeds} seeds" if noise else "base"
+    axes.axhline(middle, color=INK, linestyle="--", linewidth=1.2, label=label)
     if rows:
         numbers, losses = [row.number for row in rows], _losses(rows)
         axes.plot(numbers, np.minimum(losses, high), "o", clip_on=False, color=SKY, markersize=4, label="trial")
@@ -192,7 +196,8 @@ def _history(outcome: Outcome) -> Chart:
     left = "" if not (others := outcome.left_out) else f" {others} trials are not shown."
     return Chart(
         figure,
-        f"The band is one standard deviation of the base over its seeds: differences of that size are chance.{left}"
+        f"The band is where one more seed of the base would lie, in 95 % of cases: the mean over its {noise.seeds} "
+        f"seeds ± {noise.of_another:.4f}. A trial inside it may be no better or worse than the base.{left}"
         if noise
         else f"The loss of each trial.{left}",
         f"Loss of {len(rows)} trials in their order; the base has {base.loss:.4f}, the best training "

@@ -32,6 +32,7 @@ class Training(Record):
         losses: likewise, after each epoch.
         epoch: the one whose weights these figures are of, counted from 1.
         pictures: in each split; empty where none were read.
+        data_digest: SHA-256, in hex, over all of them with labels and splits; None where none were read.
         seconds: it took.
         reason: why it failed.
         same_as: the earlier training with the same config, whose figures these are; nothing was trained again.
@@ -50,6 +51,7 @@ class Training(Record):
     losses: list[float] = Field(default_factory=list)
     epoch: int | None = None
     pictures: dict[str, int] = Field(default_factory=dict)
+    data_digest: str | None = None
     seconds: float = 0.0
     reason: str | None = None
     same_as: str | None = None
@@ -63,16 +65,24 @@ class Noise:
         loss: in nats.
         accuracy: 0 to 1.
         seeds: how many trainings that was found from.
+        mean_loss: of these.
     """
 
     loss: float
     accuracy: float
     seeds: int
+    mean_loss: float
 
     @property
     def of_difference(self) -> tuple[float, float]:
-        """Standard deviations of the difference of two trainings: of loss and accuracy."""
-        return math.sqrt(2) * self.loss, math.sqrt(2) * self.accuracy
+        """Halves of the 95 % intervals, by Student's t, of the difference of two trainings: of loss and accuracy."""
+        width = math.sqrt(2) * _students_t(self.seeds)
+        return width * self.loss, width * self.accuracy
+
+    @property
+    def of_another(self) -> float:
+        """Half of the 95 % interval about `mean_loss` that the loss of one more seed lies in."""
+        return math.sqrt(1 + 1 / self.seeds) * _students_t(self.seeds) * self.loss
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class Outcome:
         if len(rows) < 2:
             return None
         loss, accuracy = (float(np.std(values, ddof=1)) for values in zip(*map(_figures, rows), strict=True))
-        return Noise(loss, accuracy, len(rows))
+        return Noise(loss, accuracy, len(rows), float(np.mean([row.loss for row in rows])))
 
     @property
     def comparison(self) -> Comparison | None:
@@ -187,7 +197,7 @@ class Outcome:
         if comparison is None:
             return "Whether that is more than another seed would change is not known yet."
         found = (
-            f"Over {comparison.seeds} further seeds its loss differs from the base's by "
+            f"Over {comparison.seeds} further seeds its loss on these validation pictures differs from the base's by "
             f"{comparison.loss:+.4f} ± {comparison.loss_within:.4f}, its accuracy by "
             f"{points(comparison.accuracy)} ± {100 * comparison.accuracy_within:.1f} points (95 % intervals)."
         )
@@ -196,7 +206,8 @@ class Outcome:
         return f"Not distinguishable from the base. {found} An interval of the loss that reaches 0 may be chance."
 
     def beside_base(self, row: Training) -> tuple[str, str]:
-        """A row's loss and accuracy less the base's, beside the noise, as text; empty for what cannot be compared."""
+        """A row's loss and accuracy less the base's, ± `Noise.of_difference`, as text; empty for what cannot be
+        compared."""
         base, noise = self.base, self.noise
         if row.role == "base" or row.status != "finished" or base is None or base.status != "finished":
             return "", ""
@@ -238,8 +249,13 @@ def _merit(row: Training) -> tuple[float, float, int]:
 
 def _within(differences: np.ndarray) -> list[float]:
     """Halves of 95 % intervals of the columns' means, by Student's t: float [n, k] to k numbers."""
+    n = len(differences)
+    scale = _students_t(n) / math.sqrt(n)
+    return [float(width) for width in scale * differences.std(axis=0, ddof=1)]
+
+
+def _students_t(n: int) -> float:
+    """How many estimated standard deviations a 95 % interval reaches to each side, where n values estimate them."""
     from scipy.stats import t
 
-    n = len(differences)
-    scale = float(t.ppf(0.975, n - 1)) / math.sqrt(n)
-    return [float(width) for width in scale * differences.std(axis=0, ddof=1)]
+    return float(t.ppf(0.975, n - 1))

@@ -15,13 +15,14 @@ from typing import Any, Self
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from pipeline import finetune, model
 from pipeline.artifacts import Epoch
 from pipeline.backbones import BACKBONES, weights
 from pipeline.config import Phase, RunConfig
 from pipeline.console import Console
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, TrainingError
 from pipeline.feed import Pictures
 from pipeline.metrics import fit_temperature, log_loss, softmax
 from pipeline.prepared import Prepared, prepared
@@ -104,6 +105,17 @@ class Trainer:
         assert self._prepared is not None
         return {split.name: len(split) for split in self._prepared.splits.all}
 
+    @property
+    def data_digest(self) -> str:
+        """`Splits.digest` of the same."""
+        assert self._prepared is not None
+        return self._prepared.splits.digest
+
+    def look(self, config: RunConfig) -> str:
+        """Reads a config's pictures, as its training would. Returns `data_digest`. Raises GraftError."""
+        self._ready(config)
+        return self.data_digest
+
     def train(self, config: RunConfig, console: Console, on_epoch: Callable[[Epoch, Score], None]) -> Score:
         """Trains one config from its start, and forgets its weights.
 
@@ -116,9 +128,21 @@ class Trainer:
             The score of the weights that a run of this config would keep.
 
         Raises:
-            GraftError: as `run`, before it evaluates; the training diverged; or the config's pictures to validate on
-                are not those of the trainings before.
+            ConfigError: the config cannot be trained, or its pictures to validate on are not those of the trainings
+                before.
+            TrainingError: the training diverged, or memory was short.
+            GraftError: otherwise as `run`, before it evaluates; that lies with the machine or the data.
         """
+        try:
+            return self._train(config, console, on_epoch)
+        except tf.errors.ResourceExhaustedError as error:
+            self._start = None  # Whatever it left in memory goes with it.
+            raise TrainingError(
+                "There is not enough memory for this training. Lower data.batch_size or data.image_size, train fewer "
+                f"blocks, or choose a smaller backbone. TensorFlow says: {str(error.message).splitlines()[0]}"
+            ) from error
+
+    def _train(self, config: RunConfig, console: Console, on_epoch: Callable[[Epoch, Score], None]) -> Score:
         ready = self._ready(config)
         start = self._started(config, ready)
         network = model.build(

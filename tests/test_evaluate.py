@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline import metrics
-from pipeline.errors import DataError, GraftError
+from pipeline.errors import DataError, TrainingError
 from pipeline.evaluate import Report, evaluate, write_predictions
 
 CLASSES = ["ants", "bees", "wasps"]
@@ -74,7 +74,7 @@ def test_no_test_picture_is_refused():
 def test_divergence_is_named(bad):
     logits, labels = sample(20, 1)
     logits[3, 1] = bad
-    with pytest.raises(GraftError, match=r"diverged.*learning_rate.*clip_norm"):
+    with pytest.raises(TrainingError, match=r"diverged.*learning_rate.*clip_norm"):
         evaluate(logits, labels, *sample(20, 2), CLASSES, seed=0)
 
 

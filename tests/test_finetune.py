@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import finetune
 from pipeline.config import SGD, Augment, Blocks, EarlyStopping, From, Head, Plateau, RandAugment
-from pipeline.errors import GraftError
+from pipeline.errors import TrainingError
 from pipeline.metrics import accuracy, softmax
 from tests.networks import QUIET, data, network, phase, pictures, same, split, values
 
@@ -218,7 +218,7 @@ def test_clipping_bounds_the_gradient_of_the_whole_batch():
 
 
 def test_divergence_ends_in_words():
-    with pytest.raises(GraftError, match=r"diverged in epoch \d of a phase with learning rate 1e\+38.*clip_norm"):
+    with pytest.raises(TrainingError, match=r"diverged in epoch \d of a phase with learning rate 1e\+38.*clip_norm"):
         train(network("lenet5"), phase(epochs=5, learning_rate=1e38, optimizer="sgd"))
 
 

@@ -1,15 +1,21 @@
 """Sweeps on digits: what is trained and left behind, and what if it is stopped, trials fail, or MLflow is away."""
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
-from pipeline import find_run, sweep, tracking
+from pipeline import find_run, finetune, notes, sweep, tracking
+from pipeline.artifacts import BackboneIdentity, Epoch, RunRecord
 from pipeline.config_file import load
 from pipeline.console import Console
-from pipeline.errors import ConfigError, GraftError
+from pipeline.errors import CacheError, ConfigError, DataError, GraftError, WeightsError
 from pipeline.tracking import connect
+from pipeline.trial import Score
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
 ONE_EPOCH = ["phases.0.epochs=1", "data.batch_size=128"]
@@ -21,6 +27,18 @@ def here(tmp_path, monkeypatch):
     """A working directory of its own: sweeps and MLflow's store go there."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def folder(here):
+    """A folder of 2 times 20 small pictures, and what makes them a sweep's."""
+    random = np.random.default_rng(0)
+    for label, level in (("dark", 60), ("light", 190)):
+        (here / "pictures" / label).mkdir(parents=True)
+        for number in range(20):
+            pixels = random.integers(level - 50, level + 50, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(here / "pictures" / label / f"{number}.png")
+    return here / "pictures", ["data.source=folder", f"data.path={here / 'pictures'}", "data.classes=null"]
 
 
 class Listening(Console):
@@ -40,6 +58,31 @@ class Listening(Console):
 
 def begin(*over, search=None, trials=None, seeds=2, overrides=()):
     return sweep.begin(CONFIG, [*ONE_EPOCH, *overrides], over, search, trials, seeds, "graft sweep CONFIG")
+
+
+class Reckoner:
+    """In a Trainer's place: losses that follow from the learning rate and the dropout, without a training."""
+
+    sizes, data_digest = {"train": 1, "validation": 1, "test": 1}, "pictures"
+
+    def __init__(self, console):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def look(self, config):
+        return self.data_digest
+
+    def train(self, config, console, on_epoch):
+        rate, seed = config.phases[0].learning_rate, config.seed
+        for number in range(1, config.phases[0].epochs + 1):
+            loss = abs(math.log10(rate) + 3.5) / number + config.head.dropout + 0.01 * seed
+            on_epoch(Epoch(1, number, loss, 0.5, loss, 0.5, rate, 1.0, 1.0), score := Score(number, loss, 0.5))
+        return score
 
 
 def figures(outcome):
@@ -79,6 +122,7 @@ def test_a_grid_leaves_a_table_a_page_the_winner_and_runs_in_mlflow(here):
     assert {file.path for file in client.list_artifacts(parent.info.run_id)} == {
         "sweep.html", "trials.csv", "winner.yaml",
     }  # fmt: skip
+    assert {name for run in runs for name in run.data.metrics} <= notes.FIGURES.keys()
     children = {run.info.run_name: run for run in runs if run is not parent}
     assert children.keys() == {
         "base", "base, seed 1", "base, seed 2", "phases.0.learning_rate=0.0001", "phases.0.learning_rate=0.01",
@@ -88,39 +132,46 @@ def test_a_grid_leaves_a_table_a_page_the_winner_and_runs_in_mlflow(here):
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert child.data.params == {"phases.0.learning_rate": "0.01", "seed": "0"}
     assert child.data.metrics["validation/calibrated_loss"] == pytest.approx(outcome.winner.loss)
+    epoch = Epoch(1, 1, 1.0, 0.5, 1.0, 0.5, 1e-3, 1.0, 1.0)
+    assert child.data.metrics.keys() >= notes.of_epoch(epoch).keys()  # A trial's curve is a run's.
     assert child.info.status == "FINISHED"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("search", ["tpe", "random"])
-def test_a_sweep_that_was_stopped_goes_on_to_the_same_end(search, here):
+@pytest.mark.parametrize(("search", "trials", "trained"), [("random", 2, True), ("tpe", 13, False)])
+def test_a_sweep_that_was_stopped_goes_on_to_the_same_end(search, trials, trained, folder, here, monkeypatch):
+    """The estimator draws at random until ten trials have ended: it is asked for more of them than can be trained."""
+    if not trained:
+        monkeypatch.setattr(sweep, "Trainer", Reckoner)
     over = ("phases.0.learning_rate=1e-4..1e-2", "head.dropout=[0.0, 0.5]")
-    whole = sweep.run(begin(*over, search=search, trials=4), Listening())
+    whole = sweep.run(begin(*over, search=search, trials=trials, overrides=folder[1]), Listening())
+    last = trials - 1
 
     def stop(line):
-        if line.startswith("trial 2/4"):
+        if line.startswith(f"trial {last}/{trials}"):
             raise KeyboardInterrupt
 
-    begun = begin(*over, search=search, trials=4)
+    begun = begin(*over, search=search, trials=trials, overrides=folder[1])
     with pytest.raises(KeyboardInterrupt):
         sweep.run(begun, Listening(stop))
     halfway = sweep.outcome_of(begun)
-    assert (halfway.done, halfway.planned) == (2, 4)
+    assert (halfway.done, halfway.planned) == (last, trials)
     assert (begun.folder / "winner.yaml").is_file()
-    assert "2 of 4 trials have ended" in (begun.folder / "sweep.html").read_text()
+    assert f"{last} of {trials} trials have ended" in (begun.folder / "sweep.html").read_text()
 
     listening = Listening()
     resumed = sweep.run(sweep.reopened(begun.folder), listening)
     assert figures(resumed) == figures(whole)
-    assert not [line for line in listening.lines if line.startswith(("base", "trial 1", "trial 2"))]
+    assert not [line for line in listening.lines if line.startswith(("base", f"trial {last}/"))]
     client = connect(tracking.default_uri(here / "runs"))
     run_id = json.loads((begun.folder / "tracking.state.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
 @pytest.mark.slow
-def test_a_trial_that_fails_has_its_reason_and_the_others_go_on(here):
-    outcome = sweep.run(begin("phases.0.learning_rate=[1e38, 1e-2]"), Listening())
+def test_a_trial_that_fails_has_its_reason_and_the_others_go_on(folder, here):
+    begun = begin("phases.0.learning_rate=[1e38, 1e-7]", overrides=folder[1])
+    outcome = sweep.run(begun, Listening())
     failed, finished = outcome.trials
     assert (failed.status, finished.status) == ("failed", "finished")
     assert "Training diverged" in failed.reason
@@ -131,17 +182,90 @@ def test_a_trial_that_fails_has_its_reason_and_the_others_go_on(here):
 
 
 @pytest.mark.slow
-def test_a_base_that_cannot_be_trained_ends_it(here):
-    begun = begin(LEARNING_RATES, overrides=["phases.0.learning_rate=1e38"])
+def test_a_sweep_goes_on_with_the_same_pictures_alone(folder, here):
+    pictures, overrides = folder
+
+    def stop(line):
+        if line.startswith("base:"):
+            raise KeyboardInterrupt
+
+    begun = begin("phases.0.learning_rate=[1e-7]", overrides=overrides)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(begun, Listening(stop))
+
+    def stops(words):
+        with pytest.raises(DataError, match=words):
+            sweep.run(sweep.reopened(begun.folder), Listening())
+        assert [row.name for row in sweep.outcome_of(begun).trainings] == ["base"]  # Nothing is taken for a failure.
+
+    pictures.rename(here / "away")
+    stops(r"nothing at data\.path")
+    (here / "away").rename(pictures)
+    (pictures / "dark" / "0.png").rename(here / "0.png")
+    stops("the data has changed since it began")
+    (here / "0.png").rename(pictures / "dark" / "0.png")
+    assert {row.status for row in sweep.run(sweep.reopened(begun.folder), Listening()).trainings} == {"finished"}
+
+
+@pytest.mark.slow
+def test_what_lies_with_the_machine_stops_a_sweep_that_can_go_on(folder, monkeypatch):
+    train = finetune.finetune
+
+    def broken(network, phases, *args, **kwargs):
+        if phases[0].learning_rate == 2e-7:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+        if phases[0].learning_rate == 1e-7:
+            raise CacheError("The disk is full.")
+        return train(network, phases, *args, **kwargs)
+
+    begun = begin("phases.0.learning_rate=[2e-7, 1e-7]", overrides=folder[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "finetune", broken)
+        with pytest.raises(CacheError, match=f"The disk is full.*goes on.*--resume .*{begun.folder.name}"):
+            sweep.run(begun, Listening())
+    (failed,) = sweep.outcome_of(begun).trials  # Of the two, the one whose config asks for too much.
+    assert (failed.status, failed.number) == ("failed", 1)
+    assert "not enough memory" in failed.reason
+    resumed = sweep.run(sweep.reopened(begun.folder), Listening())
+    assert [row.status for row in resumed.trials] == ["failed", "finished"]
+
+
+def test_a_run_to_start_from_is_the_same_to_the_end(here):
+    def finish(name, day):
+        run_dir = here / "runs" / "mother" / name
+        run_dir.mkdir(parents=True)
+        (run_dir / "backbone.weights.h5").touch()
+        lenet = BackboneIdentity(name="lenet5", options={})
+        RunRecord(
+            name="mother", status="finished", run_dir=str(run_dir), started_at=day, finished_at=day,
+            tracking_uri="", backbone=lenet,
+        ).write(run_dir / "run.json")  # fmt: skip
+
+    finish("first", "2026-01-01")
+    begun = begin("head.dropout=[0.1]", overrides=["backbone.weights=run:mother"])
+    varied = begin("backbone.weights=[none, 'run:mother']")
+    finish("second", "2026-01-02")
+    again = sweep.reopened(begun.folder)
+    assert {again.base.backbone.weights, again.config(again.grid[0]).backbone.weights} == {"run:first"}
+    varied = sweep.reopened(varied.folder)
+    assert {varied.config(point).backbone.weights for point in varied.grid} == {"none", "run:first"}
+    with pytest.raises(WeightsError, match="no finished run"):
+        begin("head.dropout=[0.1]", overrides=["backbone.weights=run:father"])
+
+
+@pytest.mark.slow
+def test_a_base_that_cannot_be_trained_ends_it(folder):
+    begun = begin(LEARNING_RATES, overrides=[*folder[1], "phases.0.learning_rate=1e38"])
     with pytest.raises(GraftError, match="The base cannot be trained"):
         sweep.run(begun, Listening())
     assert sweep.outcome_of(begun).winner is None
 
 
 @pytest.mark.slow
-def test_bad_trials_are_ended_early(here):
+def test_bad_trials_are_ended_early(folder):
     over = ["phases.0.learning_rate=1e-7..1e-2"]
-    outcome = sweep.run(begin(*over, search="random", trials=9, overrides=["phases.0.epochs=3"]), Listening())
+    overrides = [*folder[1], "phases.0.epochs=3"]
+    outcome = sweep.run(begin(*over, search="random", trials=7, overrides=overrides), Listening())
     pruned = [row for row in outcome.trials if row.status == "pruned"]
     assert pruned
     assert all(len(row.losses) < 3 and row.loss > outcome.winner.loss for row in pruned)
@@ -149,14 +273,14 @@ def test_bad_trials_are_ended_early(here):
 
 
 @pytest.mark.slow
-def test_mlflow_may_be_away_and_gets_everything_later(here, monkeypatch):
+def test_mlflow_may_be_away_and_gets_everything_later(folder, here, monkeypatch):
     def away(uri):
         raise ConnectionError("nobody is there")
 
     with monkeypatch.context() as patch:
         patch.setattr(tracking, "connect", away)
         listening = Listening()
-        outcome = sweep.run(begin("phases.0.learning_rate=[1e-2]"), listening)
+        outcome = sweep.run(begin("phases.0.learning_rate=[1e-7]", overrides=folder[1]), listening)
     assert len(listening.warnings) == 2  # when it was noticed, and at the end
     assert f"graft sync {outcome.folder}" in listening.warnings[-1]
 
@@ -211,6 +335,10 @@ def test_a_password_is_kept_nowhere_but_in_the_journal(here):
     journal = begun.folder / "tracking.jsonl"
     assert "secret" in journal.read_text()
     assert journal.stat().st_mode & 0o077 == 0
+    option, why = sweep.reopened(begun.folder).place
+    assert option == " --set 'tracking.uri=http://me:***@127.0.0.1:9'"
+    assert "password in place of ***" in why
+    assert begin("head.dropout=[0.1]").place == ("", "")
 
 
 def test_a_grid_reads_each_set_of_pictures_once(here):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.stats import ttest_1samp
+from scipy.stats import t, ttest_1samp
 
-from pipeline import sweep_page
-from pipeline.sweep_result import Outcome, Training
+from pipeline import pages, sweep_page
+from pipeline.sweep_result import Noise, Outcome, Training
 
 KEYS = ("phases.0.learning_rate", "head.pooling")
 
@@ -55,10 +55,34 @@ def test_noise_is_the_standard_deviation_over_the_seeds_of_the_base(tmp_path):
     assert noise.seeds == 4
     assert noise.loss == pytest.approx(np.std([0.5, 0.6, 0.4, 0.52], ddof=1))
     assert noise.accuracy == pytest.approx(np.std([0.8, 0.7, 0.9, 0.8], ddof=1))
+    assert noise.mean_loss == pytest.approx(np.mean([0.5, 0.6, 0.4, 0.52]))
     row = training(1, 0.45, 0.82)
     loss, points = outcome(tmp_path, base(0.5, 0.8), *rows, row).beside_base(row)
-    assert loss == f"-0.0500 ± {np.sqrt(2) * noise.loss:.4f}"
-    assert points == f"+2.0 ± {100 * np.sqrt(2) * noise.accuracy:.1f}"
+    of_difference = np.sqrt(2) * t.ppf(0.975, 3)  # 95 %, with three degrees of freedom
+    assert loss == f"-0.0500 ± {of_difference * noise.loss:.4f}"
+    assert points == f"+2.0 ± {100 * of_difference * noise.accuracy:.1f}"
+
+
+def test_one_more_seed_lies_in_the_band_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(size=(4_000, 6))
+    inside = 0
+    for *known, further in draws:
+        noise = Noise(float(np.std(known, ddof=1)), 0.0, len(known), float(np.mean(known)))
+        inside += abs(further - noise.mean_loss) < noise.of_another
+    assert inside / len(draws) == pytest.approx(0.95, abs=0.012)
+
+
+def test_the_band_lies_about_the_mean_over_the_seeds(tmp_path):
+    rows = seeds([0.6, 0.7], [0.8, 0.8], "seed of base", 0)
+    found = outcome(tmp_path, base(0.2), *rows, training(1, 0.4))
+    with pages.drawing():
+        chart = sweep_page._history(found)
+    (axes,) = chart.figure.axes
+    (dashed,) = (line for line in axes.lines if line.get_linestyle() == "--")
+    (band,) = axes.patches
+    assert dashed.get_ydata()[0] == pytest.approx(0.5)
+    assert band.get_y() + band.get_height() / 2 == pytest.approx(0.5)
+    assert f"± {found.noise.of_another:.4f}" in chart.caption
 
 
 @pytest.mark.parametrize(
@@ -76,6 +100,7 @@ def test_the_winner_is_better_where_the_interval_over_further_seeds_says_so(winn
     assert comparison.loss + comparison.loss_within == pytest.approx(interval.high)
     assert comparison.accuracy == pytest.approx(0.1)
     assert comparison.better is better
+    assert "on these validation pictures" in found.verdict
     assert found.verdict.startswith("Better than the base" if better else "Not distinguishable from the base")
 
 

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
-from pipeline import config_file
+from pipeline import config_file, finetune
 from pipeline.artifacts import Epoch
 from pipeline.config import EarlyStopping
-from pipeline.errors import ConfigError, GraftError
+from pipeline.errors import ConfigError, GraftError, TrainingError
 from pipeline.run import run
 from pipeline.trial import Trainer, kept, preparation
 from tests.networks import QUIET, phase
@@ -83,6 +84,20 @@ def test_other_pictures_to_validate_on_are_refused(here):
         first = figures(trainer, digits())
         with pytest.raises(ConfigError, match="validated on other pictures"):
             trainer.train(digits("data.validation_fraction=0.3"), QUIET, lambda epoch, score: None)
+        assert figures(trainer, digits()) == first
+
+
+@pytest.mark.slow
+def test_short_memory_is_told_and_the_next_training_is_as_it_is(here, monkeypatch):
+    def short(*args, **kwargs):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor\nwith shape [1]")
+
+    with Trainer(QUIET) as trainer:
+        first = figures(trainer, digits())
+        with monkeypatch.context() as patch:
+            patch.setattr(finetune, "finetune", short)
+            with pytest.raises(TrainingError, match=r"not enough memory.*OOM when allocating tensor$"):
+                trainer.train(digits(), QUIET, lambda epoch, score: None)
         assert figures(trainer, digits()) == first
 
 

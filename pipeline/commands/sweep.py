@@ -68,15 +68,18 @@ def sweep(
         try:
             outcome = sweeping.run(begun, Console(quiet))
         except KeyboardInterrupt:
-            _print(sweeping.outcome_of(begun))
+            _print(sweeping.outcome_of(begun), begun.place)
             print(f"stopped. Go on with: {graft()} sweep --resume {shlex.quote(shown(begun.folder))}", file=sys.stderr)
             raise typer.Exit(130) from None
-        _print(outcome)
+        except OSError:  # A full disk, for one.
+            print(f"stopped. Go on with: {graft()} sweep --resume {shlex.quote(shown(begun.folder))}", file=sys.stderr)
+            raise
+        _print(outcome, begun.place)
         if as_json:
             print(json.dumps(_figures(outcome)))
 
 
-def _print(outcome: "Outcome") -> None:
+def _print(outcome: "Outcome", place: tuple[str, str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -103,14 +106,17 @@ def _print(outcome: "Outcome") -> None:
         of_loss, of_accuracy = outcome.noise.of_difference
         print(
             f"noise       ± {of_loss:.4f}, ± {100 * of_accuracy:.1f} points: what another seed changes, "
-            f"from {outcome.noise.seeds} of the base"
+            f"from {outcome.noise.seeds} of the base; every ± is a 95 % interval"
         )
     print(f"winner      {outcome.winner.differs}")
     print(f"            {outcome.verdict}")
     print(f"page        {page}")
     print(f"{'':<12}  python3 -m webbrowser {shlex.quote(page)}")
     print(f"config      {winner}")
-    print(f"{'':<12}  {graft()} run {shlex.quote(winner)}")
+    to_place, why = place
+    print(f"{'':<12}  {graft()} run {shlex.quote(winner)}{to_place}")
+    if why:
+        print(f"{'':<12}{why}")
 
 
 def _figures(outcome: "Outcome") -> dict[str, object]:

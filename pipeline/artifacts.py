@@ -4,6 +4,8 @@ import hashlib
 import os
 import subprocess
 import uuid
+import zipfile
+import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -123,9 +125,12 @@ class Outputs:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises OSError, ValueError or KeyError."""
-        with np.load(path, allow_pickle=False) as arrays:
-            values = {name: arrays[name] for name in cls.__dataclass_fields__}
+        """Raises OSError or ValueError."""
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                values = {name: arrays[name] for name in cls.__dataclass_fields__}
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+            raise ValueError(f"{path.name} is cut short or of another format: {error}") from error
         words = ("classes", "names", "digests", "validation_digests")
         return cls(**values | {name: tuple(values[name].tolist()) for name in words})
 

@@ -42,7 +42,7 @@ Classifies pictures into {len(classes)} classes: {listed}.
 ## Model
 
 - {config.backbone.name}{_options(config)}, {weights}, with a new head; {_unfrozen(run)}
-- Takes JPEG, PNG, WebP, BMP or GIF bytes, or pixels of {pixels.width} × {pixels.height}; resizing, cropping and
+- Takes JPEG, PNG or WebP bytes, or pixels of {pixels.width} × {pixels.height}; resizing, cropping and
   normalisation are in the model. Gives a probability for each class, after temperature scaling with
   T = {run.scores.temperature:.2f}.
 - Made {run.manifest.created_at} by graft {run.manifest.code.graft}, TensorFlow {run.manifest.code.tensorflow}, Keras \
@@ -68,7 +68,7 @@ On the test split, which this training never saw.{_ancestor(run)}
 |---|---|---|
 {rows}
 
-Expected calibration error before temperature scaling: {scores.calibration_before.ece:.4f}."""
+Expected calibration error before temperature scaling: {scores.calibration_before.ece:.4f}.{run.scaling}"""
 
 
 def _classes(run: "Run") -> str:
@@ -92,8 +92,9 @@ def _data(run: "Run") -> str:
     data = run.config.data
     return f"""## Data
 
-- {_cell(data.path or data.name or data.source)}; digest `{run.manifest.data_digest}`
-- {len(run.outputs.validation_digests):,} validation pictures, for schedules, stopping and the temperature; \
+- {_cell(data.path or data.name or data.source)}
+- {run.training:,} training pictures; {len(run.outputs.validation_digests):,} validation pictures, for schedules, \
+stopping and the temperature; \
 {run.scores.n:,} test pictures{f", of test set {run.manifest.test_set}" if run.manifest.test_set else ""}
 - Every picture with its label, split and digest is in `splits.csv` beside this card."""
 

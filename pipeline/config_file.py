@@ -52,9 +52,8 @@ def read(path: str | Path) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(
-            f"Cannot read the config {path}: {reason}. Write one with: graft init FOLDER > {path}"
-        ) from None
+        write = f"graft init {path} > my.yaml" if Path(path).is_dir() else f"graft init FOLDER > {path}"
+        raise ConfigError(f"Cannot read the config {path}: {reason}. Write one with: {write}") from None
     tree = yaml(text, f"the config {path}")
     if not isinstance(tree, dict):
         raise ConfigError(

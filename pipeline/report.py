@@ -3,6 +3,7 @@
 Shape letters: H height, W width.
 """
 
+import csv
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -46,6 +47,16 @@ class Run:
     outputs: Outputs
     manifest: Manifest
     mean: np.ndarray | None
+    training: int
+    """Pictures it learned from."""
+
+    @property
+    def scaling(self) -> str:
+        """What is to be said of temperature scaling where it did not help; else nothing."""
+        if self.scores.calibration.ece <= self.scores.calibration_before.ece:
+            return ""
+        count = len(self.outputs.validation_digests)
+        return f" On these test pictures scaling did not help: it was fitted on {count:,} validation pictures."
 
     @property
     def command(self) -> str:
@@ -90,6 +101,7 @@ def read(run_dir: Path) -> Run:
             Outputs.read(run_dir / OUTPUTS),
             manifest_of(run_dir),
             np.load(mean) if mean.is_file() else None,
+            _training(run_dir / "splits.csv"),
         )
     except FileNotFoundError as error:
         missing = f"it has no {Path(error.filename).name}"
@@ -100,6 +112,11 @@ def read(run_dir: Path) -> Run:
         "<output_dir>/<name>/<time> of a run that got as far as its export, made by this version of graft. Give such a "
         "folder, or run the config again."
     )
+
+
+def _training(splits: Path) -> int:
+    with splits.open(encoding="utf-8", newline="") as file:
+        return sum(row["split"] == "train" for row in csv.DictReader(file))
 
 
 def write(run: Run, network: Network, look: Look) -> list[Path]:
@@ -138,7 +155,7 @@ def write(run: Run, network: Network, look: Look) -> list[Path]:
         run=run,
         charts=drawn,
         accuracy=pages.percent(run.scores.metrics["accuracy"]),
-        metrics=_metrics(run.scores),
+        metrics=_metrics(run),
         matrix=_matrix(run.scores),
         confusions=_confusions(run.scores),
         tiles=[_tile(run, row, seen[digests[row]], SIDE) for row in shown if digests[row] in seen],
@@ -214,8 +231,9 @@ def _what_it_sees(run: Run, network: Network, seen: dict[str, np.ndarray]) -> di
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
-def _metrics(scores: Report) -> list[tuple[str, float, str]]:
+def _metrics(run: Run) -> list[tuple[str, float, str]]:
     """Name, value and meaning of each figure; the meaning is its function's docstring."""
+    scores = run.scores
     before = {"loss": scores.calibration_before.loss, "ece": scores.calibration_before.ece}
     rows = []
     for name, value in scores.metrics.items():
@@ -223,7 +241,7 @@ def _metrics(scores: Report) -> list[tuple[str, float, str]]:
         if name in before:
             words += f" Before temperature scaling: {before[name]:.4f}."
         rows.append((name.replace("_", " "), value, words))
-    words = "The exported model divides its logits by this; fitted on the validation split."
+    words = f"The exported model divides its logits by this; fitted on the validation split.{run.scaling}"
     return [*rows, ("temperature", scores.temperature, words)]
 
 

@@ -61,7 +61,7 @@ def ended(
         image_bytes_largest_difference=0), code=CODE, mlflow_run_id=None,
     )  # fmt: skip
     outputs = Outputs(tuple(classes), names, digests, labels, logits, digests, labels, logits)
-    return Run(run_dir, record, settings, scores, epochs or history(3, 2), outputs, manifest, mean)
+    return Run(run_dir, record, settings, scores, epochs or history(3, 2), outputs, manifest, mean, 620)
 
 
 def small_network(classes=2):

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from pipeline import artifacts, config_file
-from pipeline.artifacts import BackboneIdentity, RunRecord, read_manifest, write_atomically
+from pipeline.artifacts import BackboneIdentity, Outputs, RunRecord, read_manifest, write_atomically
 from pipeline.errors import ConfigError, ExportError, TrackingError
 from pipeline.recording import recorded
 from pipeline.tracking import connect, sync
@@ -171,3 +172,19 @@ def test_a_run_says_which_run_it_started_from_and_sync_enters_its_id(tmp_path):
     (run_dir / "run.json").write_text("{")
     with pytest.raises(TrackingError, match=f"has this run, as {delivery.run_id}.*run.json"):
         sync(run_dir, QUIET)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_outputs_that_were_cut_short_are_refused(tmp_path, share):
+    path = tmp_path / "outputs.npz"
+    labels = np.arange(50, dtype=np.int32)
+    logits = np.random.default_rng(0).normal(size=(50, 50)).astype(np.float32)
+    words = tuple(map(str, range(50)))
+    written = Outputs(words, words, words, labels, logits, words, labels, logits)
+    written.write(path)
+    read = Outputs.read(path)
+    assert read.digests == words
+    np.testing.assert_array_equal(read.logits, logits)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"outputs\.npz|cut short|file"):
+        Outputs.read(path)

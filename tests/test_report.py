@@ -91,6 +91,7 @@ def test_the_card_has_the_same_figures(tmp_path, lenet):
     for words in (
         "# ants", f"{100 * run.scores.metrics['accuracy']:.1f} % of 200 test pictures",
         f"{100 * low:.1f} % to {100 * high:.1f} %", "3e1645", "da7a", run.command, "| ants |", "850 of 60,850",
+        "620 training pictures",
     ):  # fmt: skip
         assert words in card, words
 

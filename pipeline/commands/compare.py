@@ -7,6 +7,7 @@ import typer
 
 from pipeline.cli import Json, OutputDir, Quiet, errors_in_words, out, registry_uri, shown
 from pipeline.console import Console
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.compare import Comparison
@@ -38,6 +39,8 @@ def compare(
         from pipeline.registry import Registry
 
         console = Console(quiet)
+        if output is not None and output.is_dir():
+            raise ConfigError(f"--output must be a file, e.g. {output / 'compare.html'}. Received a folder: {output}")
         folders = [find_run(run, output_dir, lambda name: Registry(registry_uri(output_dir), name)) for run in runs]
         read = comparing.read(runs, folders)
         common = comparing.common(read)

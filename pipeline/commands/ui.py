@@ -1,6 +1,7 @@
 """`graft ui`."""
 
 import os
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import errors_in_words
-from pipeline.errors import TrackingError
+from pipeline.errors import ConfigError, TrackingError
 
 
 def ui(
@@ -28,6 +29,12 @@ def ui(
                 f"There are no runs to look at: {output_dir} holds no mlflow.db. Give the output_dir of a run. "
                 "Runs whose tracking.uri, or MLFLOW_TRACKING_URI, names a server are on the server's own pages."
             )
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError as error:
+            raise ConfigError(
+                f"Port {port} cannot be used ({error.strerror}): another program may have it. Give another with --port."
+            ) from None
         uri = default_uri(output_dir)
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
         print(f"MLflow shows {uri} at http://127.0.0.1:{port} (stop with Ctrl-C)")

@@ -22,7 +22,7 @@ from pipeline.audit_findings import KINDS, Finding, Mark, ordered, write
 from pipeline.backbones import weights
 from pipeline.config import Augment, RunConfig
 from pipeline.console import Console
-from pipeline.errors import DataError
+from pipeline.errors import DataError, WeightsError
 from pipeline.feed import seeds_of_views
 from pipeline.finetune import strategy
 from pipeline.frozen import Views
@@ -33,6 +33,7 @@ from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName
 from pipeline.splits import LeftOut, Split, Splits, check_splits
 
 PAGE, LIST = "data.html", "findings.csv"
+_BY_WEIGHTS = ("likely mislabel", "outlier")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Audit:
     Attributes:
         pictures: how many there are, with those that are left out.
         classes: how many there are.
-        counts: findings by kind, all of KINDS.
+        counts: findings by kind, of all KINDS that were judged.
+        not_judged: the kinds that were not, as the network's weights could not be had.
         refused: why a run would not start with this data; None if it would.
         page: the web page.
         findings: the list to review.
@@ -51,6 +53,7 @@ class Audit:
     pictures: int
     classes: int
     counts: dict[str, int]
+    not_judged: tuple[str, ...]
     refused: str | None
     page: Path
     findings: Path
@@ -67,14 +70,15 @@ class _Noted:
 def audit(config: RunConfig, console: Console) -> Audit:
     """Looks at a run's data and writes `data.html` and `findings.csv` to `<output_dir>/<name>/data/`.
 
-    Data that a run would refuse is reported all the same.
+    Data that a run would refuse is reported all the same. Where the network's weights cannot be had, near copies are
+    found by thumbnails alone, and _BY_WEIGHTS are not judged.
 
     Args:
         config: the run's.
         console: hears how it goes.
 
     Raises:
-        GraftError: there is no data, there are no weights, or the disk is too small.
+        GraftError: there is no data, the network cannot be built, or the disk is too small.
     """
     data = config.data
     spec = PixelSpec(config.image_size, config.image_size, data.crop, data.max_megapixels)
@@ -100,11 +104,10 @@ def audit(config: RunConfig, console: Console) -> Audit:
         measures = audit_pictures.Measures.of(measured, sizes, config.image_size, data.crop)
         marks: list[Mark] = []
         seen = None
+        not_judged: tuple[str, ...] = ()
         if len(pictures):
-            with strategy().scope():
-                backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
+            backbone = _backbone(config, console)
             seen = _seen(config, splits, pictures, backbone, spec, store, console)
-            features = _features(seen)
             console.say("judging the pictures and their labels")
             given = [picture.given for picture in own]
             marks += audit_pictures.judged(measures)
@@ -114,8 +117,12 @@ def audit(config: RunConfig, console: Console) -> Audit:
             marks += _alike(
                 seen, detailed, pictures, [places[digest] for digest in pictures.digests], given, splits.classes
             )
-            marks += audit_labels.mislabels(features, pictures.labels, splits.classes)
-            marks += audit_labels.outliers(features)
+            if backbone is None:
+                not_judged = _BY_WEIGHTS
+            else:
+                features = _features(seen)
+                marks += audit_labels.mislabels(features, pictures.labels, splits.classes)
+                marks += audit_labels.outliers(features)
         findings = ordered([*_of_marks(marks, pictures, places, splits.classes), *_of_left_out(splits.quarantine)])
         write(folder / LIST, findings)
         console.say("writing the page")
@@ -132,6 +139,7 @@ def audit(config: RunConfig, console: Console) -> Audit:
             strips=_strips(config, pictures, places, splits.classes),
             augmented=config.data.augment.model_dump(mode="json", exclude_defaults=True),
             pretrained=config.backbone.weights != "none",
+            not_judged=not_judged,
             image_size=config.image_size,
             crop=data.crop,
             refused=refused,
@@ -142,7 +150,8 @@ def audit(config: RunConfig, console: Console) -> Audit:
     return Audit(
         pictures=len(pictures) + len(splits.quarantine),
         classes=len(splits.classes),
-        counts={kind: counts[kind] for kind in KINDS},
+        counts={kind: counts[kind] for kind in KINDS if kind not in not_judged},
+        not_judged=not_judged,
         refused=refused,
         page=folder / PAGE,
         findings=folder / LIST,
@@ -186,11 +195,24 @@ def _in_one(splits: Splits) -> Split:
     return Split.of_rows("train", rows, splits.train.pixels)
 
 
+def _backbone(config: RunConfig, console: Console) -> keras.Model | None:
+    """The network with its weights; None where they cannot be had: most of a look needs none."""
+    try:
+        with strategy().scope():
+            return weights.load(config.backbone, config.image_size, Path(config.output_dir))
+    except WeightsError as error:
+        console.warn(
+            f"{error} Without them, the kinds {' and '.join(_BY_WEIGHTS)} are not judged, and near copies are found by "
+            "thumbnails alone; look again when the weights are there."
+        )
+        return None
+
+
 def _seen(
     config: RunConfig,
     splits: Splits,
     pictures: Split,
-    backbone: keras.Model,
+    backbone: keras.Model | None,
     spec: PixelSpec,
     store: Store | None,
     console: Console,

@@ -101,7 +101,10 @@ def _orders(reviewed: Path) -> list[_Order]:
         text = reviewed.read_text(encoding="utf-8-sig")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except OSError as error:
-        raise DataError(f"Cannot read the list {reviewed}: {error.strerror}.") from None
+        raise DataError(
+            f"Cannot read the list {reviewed}: {error.strerror}. Give the findings.csv that graft data wrote and you "
+            "reviewed; without --fix, graft data CONFIG writes it and says where."
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"The list {reviewed} is not a CSV file in UTF-8: {error}.") from None
     found = list(rows[0]) if rows else []
@@ -117,8 +120,9 @@ def _orders(reviewed: Path) -> list[_Order]:
         if not action:
             continue
         name, label = row["path"], row["label"]
-        new_label = action.removeprefix(RELABEL).strip() if action.startswith(RELABEL) else None
-        if (new_label is None and action != QUARANTINE) or new_label == "":
+        word, colon, rest = action.partition(":")
+        new_label = rest.strip() if f"{word.strip().lower()}{colon}" == RELABEL else None
+        if (new_label is None and action.lower() != QUARANTINE) or new_label == "":
             problems.append(f"row {number}: {action!r} is no action")
             continue
         order = _Order(name, label, (row["sha256"] or "").strip(), new_label)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import pages
-from pipeline.audit_findings import KINDS, Finding, Kind
+from pipeline.audit_findings import CLEAREST, KINDS, Finding, Kind
 from pipeline.audit_pictures import Measures
 from pipeline.sources.base import SPLIT_NAMES, SplitName
 from pipeline.splits import LeftOut, Split
@@ -61,6 +61,7 @@ class Look:
         strips: pictures as augmentation changes them.
         augmented: the settings of it.
         pretrained: whether pictures were compared by a pretrained network, or by their pixels.
+        not_judged: kinds of findings that were not, as the network's weights could not be had.
         image_size: side of the picture that the network sees.
         crop: the share of it that the centre crop keeps.
         refused: why a run would not start; None if it would.
@@ -79,6 +80,7 @@ class Look:
     strips: tuple[Strip, ...]
     augmented: Mapping[str, Any]
     pretrained: bool
+    not_judged: tuple[str, ...]
     image_size: int
     crop: float
     refused: str | None
@@ -151,6 +153,7 @@ def write(path: Path, look: Look) -> None:
             if look.mean is None
             else _Tile(pages.tile(look.mean, _SIDE), "the mean of the training pictures"),
             channels=_channels(look),
+            clearest=CLEAREST,
             most_rows=ROWS,
             most_sheets=SHEETS,
         )

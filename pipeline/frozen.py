@@ -166,7 +166,7 @@ class Frozen:
 
         Args:
             wanted: splits, with rows int [n] and the seeds of their views, int32 [n]: each pair once, rows ascending.
-            uses: how often the phase is going to read one.
+            uses: how many the phase is going to read, all in all.
             always: keep them whatever it costs.
         """
         if self._store is None:
@@ -177,7 +177,8 @@ class Frozen:
             count = sum(map(len, missing))
             if count:
                 decision = self._weigh(self._store, wanted, missing, uses)
-                self._console.say(f"  {decision.arithmetic}")
+                if decision.worth_it or not always:  # Else it would give reasons for what is not done.
+                    self._console.say(f"  {decision.arithmetic}")
                 if not (decision.worth_it or always):
                     return
                 for (split, rows, seeds), lacking in zip(wanted, missing, strict=True):

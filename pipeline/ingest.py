@@ -290,10 +290,15 @@ def _copies(good: list[_Picture], given: dict[str, SplitName | None]) -> tuple[s
     """A note on byte-identical copies."""
     if len(good) == len(given):
         return ()
+    copies = len(good) - len(given)
     moved = sum(picture.given != given[picture.digest] for picture in good)
+    are = (
+        "picture is a byte-identical copy of another" if copies == 1 else "pictures are byte-identical copies of others"
+    )
+    go, them = ("goes", "it") if moved == 1 else ("go", "them")
     return (
-        f"{len(good) - len(given)} pictures are byte-identical copies of others. Copies share one split"
-        + (f": {moved} go to a more held-out split than the data gives them." if moved else "."),
+        f"{copies} {are}. Copies share one split"
+        + (f": {moved} {go} to a more held-out split than the data gives {them}." if moved else "."),
     )
 
 

@@ -45,14 +45,19 @@ class Seen:
 
 
 def look(
-    config: RunConfig, splits: Splits, backbone: keras.Model, spec: PixelSpec, store: Store | None, console: Console
+    config: RunConfig,
+    splits: Splits,
+    backbone: keras.Model | None,
+    spec: PixelSpec,
+    store: Store | None,
+    console: Console,
 ) -> Seen | None:
     """What the pretrained network, and a small picture, say of every picture; what is in the store is read from there.
 
     Args:
         config: the run's.
         splits: its pictures.
-        backbone: with the weights that training starts from.
+        backbone: with the weights that training starts from; None where small pictures alone are to tell.
         spec: how encoded pictures become pixels.
         store: where activations are kept; None where they are not.
         console: hears of trouble.
@@ -63,7 +68,7 @@ def look(
     if config.retrain.near_duplicates == "ignore":
         return None
     embeddings = None
-    if config.backbone.weights != "none":  # Random layers tell nothing of what is seen.
+    if backbone is not None and config.backbone.weights != "none":  # Random layers tell nothing of what is seen.
         embeddings = _embeddings(config, splits, backbone, spec, store, console)
     digests = [digest for split in splits.all for digest in split.digests]
     return Seen(digests, embeddings, _thumbnails(splits, spec, store, console))
@@ -115,7 +120,7 @@ def _embeddings(
     views = Views(Augment(), splits.train.image_shape)
     frozen = Frozen(division, views, dtype, settings, store, splits.train, console)
     wanted = [(split, np.arange(len(split)), np.full(len(split), PLAIN, np.int32)) for split in splits.all]
-    frozen.keep(wanted, uses=len(wanted), always=True)
+    frozen.keep(wanted, uses=sum(len(rows) for _, rows, _ in wanted), always=True)
     if frozen.kept:
         return np.concatenate([frozen.read(*these) for these in wanted])
     return np.concatenate(

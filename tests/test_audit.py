@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.audit import audit
 from pipeline.audit_findings import COLUMNS, KINDS
+from pipeline.commands.data import _print_findings
 from pipeline.config import RunConfig
 from pipeline.config_file import dump, load
 from tests.conftest import ROOT
@@ -175,6 +176,29 @@ def test_a_second_look_finds_the_same(tmp_path):
     assert (again.findings.read_bytes(), again.page.read_bytes()) == before
 
 
+def test_missing_weights_leave_out_what_needs_them_alone(tmp_path, monkeypatch, capsys):
+    """Keras's folder is empty, and its address leads to a closed port of this machine."""
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
+    monkeypatch.setattr("keras.src.applications.mobilenet.BASE_WEIGHT_PATH", "http://127.0.0.1:9/")
+    defects = plant(tmp_path / "data", each=8)
+    settings = config(tmp_path / "data", tmp_path / "runs", augment={})
+    imagenet = settings.backbone.model_copy(update={"weights": "imagenet"})
+    found = audit(settings.model_copy(update={"backbone": imagenet}), QUIET)
+    assert found.not_judged == ("likely mislabel", "outlier")
+    assert set(found.counts) == set(KINDS) - set(found.not_judged)
+    names = by_kind(found)
+    for kind in ("damaged", "copy", "near copy", "conflicting labels", "leak", "constant"):
+        assert defects.kinds[kind] <= names[kind]
+    page = found.page.read_text(encoding="utf-8")
+    assert "<strong>Not judged: likely mislabel, outlier.</strong>" in page
+    assert "bright, likely" not in page
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert "cannot be downloaded" in warning
+    assert "likely mislabel and outlier are not judged" in warning
+    _print_findings(found)
+    assert "not judged  likely mislabel, outlier" in capsys.readouterr().out
+
+
 def test_what_a_list_proposes_is_safe():
     """Without a look, only what tells a network nothing is taken out."""
     assert {kind for kind, row in KINDS.items() if row.proposal} == {"damaged", "copy", "constant"}
@@ -195,6 +219,8 @@ def test_the_command_prints_what_was_found(tmp_path):
     figures = json.loads(last)
     assert figures["findings"]["damaged"] == 3
     assert figures["refused"] is None
+    assert figures["not_judged"] == []
+    assert all(line == line.rstrip() for line in lines)
     assert lines[0] == f"{figures['pictures']} pictures of 3 classes"
     assert any(line.startswith("damaged ") and line.split()[1] == "3" for line in lines)
     assert f"page        {Path('runs/made-up/data/data.html')}" in lines

@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import audit_fix
 from pipeline.audit_findings import COLUMNS
 from pipeline.audit_fix import apply
+from pipeline.commands.data import data as data_command
 from pipeline.config import Data
 from pipeline.errors import DataError
 from pipeline.sources import open_source
@@ -66,8 +68,8 @@ def test_pictures_are_taken_out_and_relabelled(tmp_path):
     listed = reviewed(
         tmp_path / "list.csv",
         ("ants/1.jpg", "ants", "quarantine"),
-        ("ants/far/3.jpg", "ants", " quarantine "),
-        ("bees/2.jpg", "bees", "relabel: ants"),
+        ("ants/far/3.jpg", "ants", " Quarantine "),
+        ("bees/2.jpg", "bees", "RELABEL : ants"),
         ("bees/1.jpg", "bees", ""),
     )
     done = apply(data, listed)
@@ -191,7 +193,7 @@ def test_a_list_that_makes_no_sense_changes_nothing(tmp_path, rows, words):
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        (None, "Cannot read the list"),
+        (None, "Cannot read the list .*Give the findings.csv that graft data wrote"),
         (b"path,reason\nants/1.jpg,empty file\n", "missing: label, sha256, action. Received: path, reason"),
         (b"\xff\xfe\x00", "is not a CSV file in UTF-8"),
         (b"", "Received: no rows"),
@@ -286,7 +288,24 @@ def test_the_command_applies_a_list(tmp_path):
     }  # fmt: skip
     refused = graft("data", "fix.yaml", "--fix", "nowhere.csv", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "error: Cannot read the list nowhere.csv: No such file or directory.\n"
+    assert refused.stderr.startswith("error: Cannot read the list nowhere.csv: No such file or directory. Give the")
+
+
+def test_the_command_says_how_an_interruption_is_made_good(tmp_path, monkeypatch, capsys):
+    planted(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    reviewed(tmp_path / "list.csv", ("ants/1.jpg", "ants", "quarantine"))
+    (tmp_path / "fix.yaml").write_text(CONFIG, encoding="utf-8")
+
+    def stopped(data, listed):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(audit_fix, "apply", stopped)
+    monkeypatch.setattr("pipeline.commands.data.stop_in_order", lambda: None)
+    with pytest.raises(typer.Exit) as stop:
+        data_command(Path("fix.yaml"), fix=Path("list.csv"))
+    assert stop.value.exit_code == 130
+    assert "give the same command again, and it does the rest.\nstopped\n" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------------------- CSV files

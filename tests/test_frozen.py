@@ -226,3 +226,17 @@ def test_what_is_asked_for_twice_at_once_and_has_gone_is_computed(store):
     np.testing.assert_array_equal(
         frozen.read(pictures, rows, np.full(43, PLAIN, np.int32)), pictures.images(rows).astype(np.float32)
     )
+
+
+@pytest.mark.parametrize(("slower", "told"), [(False, True), (True, False)])
+def test_what_is_kept_at_any_cost_is_not_said_to_be_computed_on_the_fly(store, monkeypatch, slower, told):
+    seconds = (1.0, 2.0) if slower else (2.0, 1.0)
+    try_out = Frozen._try_out
+    monkeypatch.setattr(Frozen, "_try_out", lambda *these: try_out(*these) and seconds)
+    said = []
+    monkeypatch.setattr(QUIET, "say", said.append)
+    frozen, pictures = frozen_of(scaled(1.0), store=store), split(20)
+    frozen.keep([(pictures, np.arange(20), np.full(20, PLAIN, np.int32))], uses=20, always=True)
+    assert frozen.kept
+    assert any("Computing 20 and reading 20 takes 60.0 s" in line for line in said) == told
+    assert not any("on the fly" in line for line in said)

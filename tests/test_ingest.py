@@ -253,6 +253,15 @@ def test_copies_share_a_split(tmp_path: Path, run: Callable[..., Splits]) -> Non
     assert splits.notes == ("80 pictures are byte-identical copies of others. Copies share one split.",)
 
 
+def test_one_copy_is_told_in_the_singular(tmp_path: Path, run: Callable[..., Splits]) -> None:
+    files = class_folders(10, within="train/") | class_folders(4, start=10, within="test/")
+    files["train/ants/leak.png"] = files["test/ants/10.png"]
+    assert run(plant(tmp_path / "data", files)).notes[-1] == (
+        "1 picture is a byte-identical copy of another. Copies share one split: 1 goes to a more held-out split than "
+        "the data gives it."
+    )
+
+
 def test_validation_comes_out_of_train_where_the_data_has_a_test_split(
     tmp_path: Path, run: Callable[..., Splits]
 ) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from pipeline import duplicates, leakage
 from pipeline.config import RunConfig
+from pipeline.frozen import Frozen
 from pipeline.leakage import LIKE_TEST, Seen
 from pipeline.pixels import PixelSpec
 from pipeline.testset import WAITS, FrozenTest, TestPicture
@@ -162,13 +163,16 @@ def test_a_picture_is_looked_at_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures_are_embedded_once(tmp_path):
+def test_pictures_are_embedded_once(tmp_path, monkeypatch):
     from pipeline.backbones import weights
     from pipeline.config import BackboneConfig
 
     case, store = Case((0, "test")), Counting(tmp_path)
     backbone = weights.load(BackboneConfig(name="mobilenet", weights="none", options={"alpha": 0.25}), SIZE, None)
-    first = leakage.look(config("imagenet"), case.splits, backbone, SPEC, store, QUIET)
+    heard = Heard()
+    monkeypatch.setattr(Frozen, "_try_out", lambda *_: (2.0, 1.0))
+    first = leakage.look(config("imagenet"), case.splits, backbone, SPEC, store, heard)
+    assert any("Computing 9 and reading 9 " in line for line in heard.said)
     assert (first.embeddings.shape, first.embeddings.dtype) == ((9, 256), np.float32)
     writes = store.writes
     case.pixels[:] = 0

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,11 @@ def data(
         if fix is not None:
             from pipeline.audit_fix import apply
 
-            done = apply(loaded.data, fix)
+            try:
+                done = apply(loaded.data, fix)
+            except KeyboardInterrupt:
+                print("What was done stays done: give the same command again, and it does the rest.", file=sys.stderr)
+                raise
             if as_json:
                 print(json.dumps({"quarantined": done.quarantined, "relabelled": done.relabelled,
                                   "done_before": done.done_before, "record": str(done.record)}))  # fmt: skip
@@ -60,14 +65,15 @@ def data(
             print(f"            {again} --fix {shlex.quote(shown(found.findings))}")
         if as_json:
             figures = {"pictures": found.pictures, "classes": found.classes, "findings": found.counts,
-                       "refused": found.refused, "page": str(found.page), "list": str(found.findings)}  # fmt: skip
+                       "not_judged": found.not_judged, "refused": found.refused,
+                       "page": str(found.page), "list": str(found.findings)}  # fmt: skip
             print(json.dumps(figures))
 
 
 def _print_findings(found: "Audit") -> None:
     from rich.table import Table
 
-    from pipeline.audit_findings import KINDS
+    from pipeline.audit_findings import CLEAREST, KINDS
 
     print(f"{found.pictures:,} pictures of {found.classes:,} classes")
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -78,8 +84,15 @@ def _print_findings(found: "Audit") -> None:
         if count:
             table.add_row(kind, f"{count:,}", KINDS[kind].meaning)
     if table.row_count:
-        out().print(table)
+        console = out()
+        with console.capture() as printed:
+            console.print(table)
+        print("\n".join(line.rstrip() for line in printed.get().splitlines()))  # A table pads its lines with blanks.
         if clean := [kind for kind, count in found.counts.items() if not count]:
             print(f"none        {', '.join(clean)}")
     else:
         print("nothing was found that needs a look")
+    if found.counts.get("likely mislabel") == 0:
+        print(f"            {CLEAREST}")
+    if found.not_judged:
+        print(f"not judged  {', '.join(found.not_judged)}: the network's weights could not be had")

@@ -176,6 +176,8 @@ class _Line(ProgressColumn):
 
 
 def _rate(speed: float, unit: str) -> str:
+    if speed < 0.5:
+        return f"{1 / speed:,.0f} s/{unit.removesuffix('s')}"
     return f"{speed:,.0f} {unit}/s" if speed >= 10 else f"{speed:.2g} {unit}/s"
 
 

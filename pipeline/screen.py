@@ -37,6 +37,12 @@ Kernels = Literal["none", "imagenet"]
 
 KERNELS: dict[Kernels, str] = {"none": "random kernels", "imagenet": "ImageNet's kernels"}
 
+_FEW = 100
+"""Validation pictures, below which a warning says how coarse the scores are."""
+
+_FRACTION = 0.4
+"""Of the pictures, for validation: what such a warning suggests."""
+
 _ALIKE = 1e-6
 """A feature that varies by less than this share of its size is the same for all pictures, but for rounding."""
 
@@ -109,6 +115,41 @@ class Screened:
 def ranked(rows: Sequence[Screened]) -> list[Screened]:
     """The best mean first; those without a score last."""
     return sorted(rows, key=lambda row: -row.mean if row.accuracies else math.inf)
+
+
+def told(rows: Sequence[Screened]) -> str:
+    """What the scores with one kind of kernels do not tell apart, in words; empty where there are none."""
+    scored = [row for row in ranked(rows) if row.accuracies]
+    if not scored:
+        return ""
+    best, *others = scored
+    sentences = []
+    if best.interval is None:
+        sentences.append("One seed gives no interval: the order may be chance.")
+    elif others:
+        alike = [row.backbone for row in others if row.interval is None or row.interval[1] >= best.interval[0]]
+        sentences.append(
+            f"Not told apart from {best.backbone}, as the intervals overlap: {', '.join(alike)}."
+            if alike
+            else f"No other interval overlaps that of {best.backbone}."
+        )
+    chance = [row.backbone for row in scored if (row.interval or (row.mean,))[0] <= row.commonest]
+    if chance:
+        beats = f"beat always answering the commonest class ({best.commonest:.3f})"
+        none = len(chance) == len(scored)
+        sentences.append(f"None is shown to {beats}." if none else f"Not shown to {beats}: {', '.join(chance)}.")
+    return " ".join(sentences)
+
+
+def few(config: RunConfig, rows: Sequence[Screened]) -> str:
+    """A warning, where the validation split is small; empty where it is not, or nothing was scored."""
+    count = next((row.validation for row in rows if row.accuracies), _FEW)
+    if count >= _FEW:
+        return ""
+    warning = f"The validation split has {count} pictures: one of them is {100 / count:.1f} points."
+    if config.data.validation_fraction < _FRACTION:
+        warning += f" For scores less coarse: --set data.validation_fraction={_FRACTION}"
+    return warning
 
 
 def backbones_of(text: str) -> list[str]:
@@ -273,8 +314,8 @@ def write_page(path: Path, config: RunConfig, rows: Sequence[Screened]) -> None:
         if of_kind := ranked([row for row in rows if row.kernels == kind]):
             with pages.drawing():
                 chart = _chart(of_kind, title)
-            tables.append((title, of_kind, chart))
-    pages.write(path, "screen.html", name=config.name, tables=tables, phase=config.phases[0])
+            tables.append((title, of_kind, chart, told(of_kind)))
+    pages.write(path, "screen.html", name=config.name, tables=tables, phase=config.phases[0], warning=few(config, rows))
 
 
 def _chart(rows: Sequence[Screened], title: str) -> pages.Chart | None:

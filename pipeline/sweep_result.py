@@ -11,6 +11,9 @@ from pydantic import Field
 
 from pipeline.artifacts import Record
 
+_ASTRAY = 1.5
+"""A further seed whose loss is above so many times the median of its training's is named."""
+
 Role = Literal["base", "trial", "seed of base", "seed of winner"]
 
 
@@ -107,6 +110,11 @@ class Comparison:
         """Whether the interval of the loss lies below 0."""
         return self.loss + self.loss_within < 0
 
+    @property
+    def worse(self) -> bool:
+        """Whether it lies above 0."""
+        return self.loss - self.loss_within > 0
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -187,6 +195,37 @@ class Outcome:
         return Comparison(float(loss), within[0], float(accuracy), within[1], len(both))
 
     @property
+    def better(self) -> bool:
+        """Whether the winner is known to be better than the base."""
+        return self.comparison is not None and self.comparison.better
+
+    @property
+    def headline(self) -> str:
+        """The verdict in three words or four, also for a sweep that was stopped."""
+        winner, comparison = self.winner, self.comparison
+        base_wins = winner is not None and winner.role == "base" and self.done >= self.planned
+        if comparison is None and not base_wins:
+            return "Not known yet"
+        return "Better than the base" if self.better else "Keep the base"
+
+    @property
+    def astray(self) -> str:
+        """The further seeds that failed, or whose loss is far above that of their like, in words; empty for none."""
+        found = []
+        for role, name in (("seed of base", "the base"), ("seed of winner", "the winner")):
+            rows = [row for row in self.trainings if row.role == role]
+            losses = [row.loss for row in rows if row.loss is not None]
+            middle = float(np.median(losses)) if losses else 0.0
+            for row in rows:
+                if row.loss is None:
+                    found.append(f"Seed {row.seed} of {name} failed.")
+                elif row.loss > _ASTRAY * middle:
+                    found.append(
+                        f"Seed {row.seed} of {name} went astray: its loss is {row.loss:.4f}, their median {middle:.4f}."
+                    )
+        return " ".join(found)
+
+    @property
     def verdict(self) -> str:
         """One sentence or two on the winner."""
         winner, comparison = self.winner, self.comparison
@@ -194,15 +233,21 @@ class Outcome:
             return "No training has ended well yet."
         if winner.role == "base":
             return "No trial has a lower loss than the base."
+        astray = f" {self.astray}" if self.astray else ""
         if comparison is None:
-            return "Whether that is more than another seed would change is not known yet."
+            return (
+                "Whether the lowest loss is further below the base's than another seed would bring it takes two "
+                f"further seeds of both to tell.{astray}"
+            )
         found = (
             f"Over {comparison.seeds} further seeds its loss on these validation pictures differs from the base's by "
             f"{comparison.loss:+.4f} ± {comparison.loss_within:.4f}, its accuracy by "
-            f"{points(comparison.accuracy)} ± {100 * comparison.accuracy_within:.1f} points (95 % intervals)."
+            f"{points(comparison.accuracy)} ± {100 * comparison.accuracy_within:.1f} points (95 % intervals).{astray}"
         )
         if comparison.better:
             return f"Better than the base. {found}"
+        if comparison.worse:
+            return f"Worse than the base. {found}"
         return f"Not distinguishable from the base. {found} An interval of the loss that reaches 0 may be chance."
 
     def beside_base(self, row: Training) -> tuple[str, str]:

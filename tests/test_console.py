@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.pictures import screen, session
 from pipeline.config_file import parse
-from pipeline.console import Console
+from pipeline.console import Console, _rate
 from pipeline.errors import DataError
 from pipeline.recording import recorded
 from pipeline.tracking import connect
@@ -285,3 +285,8 @@ def test_mlflow_keeps_the_log_of_a_run_that_failed(tmp_path):
         raise DataError("No ants. Add some.")
     kept = connect(config.tracking.uri).download_artifacts(recording.record.mlflow_run_id, "run.log", str(tmp_path))
     assert "Z failed: No ants. Add some.\n" in Path(kept).read_text()
+
+
+def test_a_slow_rate_is_told_as_the_time_that_one_takes():
+    assert _rate(0.027, "seeds") == "37 s/seed"
+    assert _rate(1.5, "trials") == "1.5 trials/s"

@@ -1,5 +1,6 @@
 """Screening network designs: what is compared is alike, what is told is so, and nothing stays behind."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from pipeline.screen import Cost, Screened
 from tests.networks import QUIET
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
+command = importlib.import_module("pipeline.commands.screen")
 COST = Cost(weights=1000, multiply_adds=2000, seconds=0.001)
 
 
@@ -148,12 +150,46 @@ def test_the_best_is_first_and_what_failed_last():
     json.dumps([row.figures() for row in rows], allow_nan=False)
 
 
+def test_what_the_scores_do_not_tell_apart_is_said():
+    best, near, far = row(0.80, 0.82, 0.81, name="best"), row(0.79, 0.81, 0.8, name="near"), row(0.5, 0.51, name="far")
+    assert screen.told([far, near, best]) == "Not told apart from best, as the intervals overlap: near."
+    assert screen.told([far, best, row(name="failed")]) == "No other interval overlaps that of best."
+    assert screen.told([best, row(0.2, 0.21, 0.2, name="low")]) == (
+        "No other interval overlaps that of best. Not shown to beat always answering the commonest class (0.300): low."
+    )
+    assert screen.told([row(0.2, 0.6)]) == "None is shown to beat always answering the commonest class (0.300)."
+    assert screen.told([row(0.9), row(0.8)]) == "One seed gives no interval: the order may be chance."
+    assert screen.told([row()]) == ""
+
+
+def test_a_small_validation_split_is_warned_of():
+    assert screen.few(config("data.validation_fraction=0.15"), [row(), row(0.5)]) == (
+        "The validation split has 50 pictures: one of them is 2.0 points. "
+        "For scores less coarse: --set data.validation_fraction=0.4"
+    )
+    assert screen.few(config("data.validation_fraction=0.4"), [row(0.5)]).endswith("2.0 points.")
+    assert screen.few(config(), [replace(row(0.5), validation=100)]) == screen.few(config(), [row()]) == ""
+
+
+def test_a_long_problem_is_told_once_below_the_table(capsys):
+    long = replace(row(name="vgg16"), problem="missing " * 90)
+    rows = [long, replace(long, kernels="imagenet"), replace(long, backbone="vgg19"), row(name="lenet5")]
+    command._print("random kernels", rows, "")
+    printed = capsys.readouterr().out
+    assert "missing" not in printed
+    assert "no score: see below" in printed
+    assert "lenet5            no\n" in printed
+    assert command._problems(rows) == {long.problem: ["vgg16", "vgg19"]}
+
+
 def test_the_page_has_a_table_for_each_kind_of_kernels(tmp_path):
     rows = [row(0.5, 0.6), row(0.8, name="alexnet"), replace(row(kernels="imagenet"), problem="<gone>")]
     screen.write_page(tmp_path / "screen.html", config(), rows)
     page = (tmp_path / "screen.html").read_text()
     assert page.index("<th>alexnet</th>") < page.index("<th>lenet5</th>")
     assert "With ImageNet" in page
+    assert "One seed gives no interval" in page
+    assert "The validation split has 50 pictures" in page
     assert "&lt;gone&gt;" in page
     assert page.count("<svg") == 1
     screen.write_page(tmp_path / "screen.html", config(), rows[:1])

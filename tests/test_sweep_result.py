@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import t, ttest_1samp
 
 from pipeline import pages, sweep_page
+from pipeline.commands.sweep import _print
 from pipeline.sweep_result import Noise, Outcome, Training
 
 KEYS = ("phases.0.learning_rate", "head.pooling")
@@ -86,9 +87,14 @@ def test_the_band_lies_about_the_mean_over_the_seeds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("winner", "better"), [([0.3, 0.31, 0.29, 0.3], True), ([0.3, 0.9, 0.2, 0.5], False), ([0.8, 0.9, 0.8, 0.9], False)]
+    ("winner", "verdict"),
+    [
+        ([0.3, 0.31, 0.29, 0.3], "Better than the base"),
+        ([0.3, 0.9, 0.2, 0.5], "Not distinguishable from the base"),
+        ([0.8, 0.9, 0.8, 0.9], "Worse than the base"),
+    ],
 )
-def test_the_winner_is_better_where_the_interval_over_further_seeds_says_so(winner, better, tmp_path):
+def test_the_winner_is_better_where_the_interval_over_further_seeds_says_so(winner, verdict, tmp_path):
     of_base = [0.5, 0.52, 0.49, 0.51]
     found = outcome(
         tmp_path, base(), training(1, 0.1, 1.0),
@@ -99,9 +105,13 @@ def test_the_winner_is_better_where_the_interval_over_further_seeds_says_so(winn
     assert comparison.loss - comparison.loss_within == pytest.approx(interval.low)
     assert comparison.loss + comparison.loss_within == pytest.approx(interval.high)
     assert comparison.accuracy == pytest.approx(0.1)
-    assert comparison.better is better
+    assert comparison.better is found.better is verdict.startswith("Better")
+    assert found.headline == ("Better than the base" if found.better else "Keep the base")
     assert "on these validation pictures" in found.verdict
-    assert found.verdict.startswith("Better than the base" if better else "Not distinguishable from the base")
+    assert found.verdict.startswith(verdict)
+    assert ("Seed 2 of the winner went astray: its loss is 0.9000, their median 0.4000." in found.verdict) is (
+        0.2 in winner
+    )
 
 
 def test_the_seed_that_the_winner_was_chosen_by_does_not_count(tmp_path):
@@ -113,19 +123,24 @@ def test_a_seed_that_failed_is_left_out(tmp_path):
     of_winner = seeds([0.5, 0.6, 0.7], [0.8] * 3, "seed of winner", 1)
     of_winner[1] = of_winner[1].model_copy(update={"status": "failed", "loss": None, "accuracy": None})
     rows = [*seeds([0.5, 0.6, 0.7], [0.8] * 3, "seed of base", 0), *of_winner]
-    assert outcome(tmp_path, base(), training(1, 0.1), *rows).comparison.seeds == 2
+    found = outcome(tmp_path, base(), training(1, 0.1), *rows)
+    assert found.comparison.seeds == 2
+    assert "Seed 2 of the winner failed." in found.verdict
 
 
 @pytest.mark.parametrize(
-    ("trainings", "words"),
+    ("trainings", "planned", "words", "headline"),
     [
-        ([], "No training has ended well"),
-        ([base(0.1), training(1, 0.2)], "No trial has a lower loss"),
-        ([base(0.2), training(1, 0.1)], "not known yet"),
+        ([], 1, "No training has ended well", "Not known yet"),
+        ([base(0.1), training(1, 0.2)], 2, "No trial has a lower loss", "Not known yet"),
+        ([base(0.1), training(1, 0.2)], 1, "No trial has a lower loss", "Keep the base"),
+        ([base(0.2), training(1, 0.1)], 1, "takes two further seeds of both", "Not known yet"),
     ],
 )
-def test_what_is_not_known_is_not_claimed(trainings, words, tmp_path):
-    found = outcome(tmp_path, *trainings)
+def test_what_is_not_known_is_not_claimed(trainings, planned, words, headline, tmp_path):
+    found = outcome(tmp_path, *trainings, planned=planned)
+    assert found.headline == headline
+    assert not found.better
     assert words in found.verdict
     assert found.comparison is None
 
@@ -156,7 +171,6 @@ def page(tmp_path, found):
 def test_the_page_shows_the_winner_every_trial_and_a_chart_of_each_key(tmp_path):
     rows = [training(number, 0.5 - 0.05 * number, 0.8) for number in range(1, 5)]
     text = page(tmp_path, outcome(tmp_path, base(), *rows, training(5, None, None, status="failed", reason="<NaN>")))
-    assert ">0.3000 <" in text
     assert "phases.0.learning_rate=0.005, head.pooling=avg" in text
     assert "&lt;NaN&gt;" in text
     assert text.count("<svg") == 2 + len(KEYS)
@@ -164,6 +178,32 @@ def test_the_page_shows_the_winner_every_trial_and_a_chart_of_each_key(tmp_path)
     assert not re.search(r'(src|href)="http', text)
     for label in re.findall(r'role="img" aria-label="([^"]*)"', text):
         assert len(label) > 20
+
+
+@pytest.mark.parametrize(
+    ("of_winner", "headline", "command"),
+    [
+        ([0.3, 0.31], "0.1000 <small>calibrated validation loss</small>", "Train the winner"),
+        ([0.3, 0.9], "Keep the base", "To train the lowest loss all the same"),
+        ([], "Not known yet", "To train the lowest loss all the same"),
+    ],
+)
+def test_the_verdict_is_the_headline_unless_the_winner_is_better(of_winner, headline, command, tmp_path, capsys):
+    further = [
+        *seeds([0.5, 0.52], [0.8] * 2, "seed of base", 0),
+        *seeds(of_winner, [0.8] * len(of_winner), "seed of winner", 1),
+    ]
+    found = outcome(tmp_path, base(), training(1, 0.1), *further, planned=1)
+    text = page(tmp_path, found)
+    assert f'<p class="headline">{headline}</p>' in text
+    assert f"<h2>{command}</h2>" in text
+    _print(found, ("", ""))
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
+    assert (f"verdict     {headline}. {found.verdict}" in lines) is not found.better
+    assert any(line.startswith("winner  ") for line in lines) is found.better
+    assert (" run " in printed) is found.better
+    assert any(line.startswith("config  ") for line in lines)
 
 
 def test_a_page_of_a_sweep_that_was_stopped(tmp_path):

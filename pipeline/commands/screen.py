@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pipeline.screen import Screened
 
 
+_SHORT = 60  # Characters of a problem that a row of the table has room for.
+
+
 class Weights(StrEnum):
     NONE = "none"
     IMAGENET = "imagenet"
@@ -45,28 +48,46 @@ def screen(
         names = screening.backbones_of(backbones)
         kernels = [kind for kind in screening.KERNELS if weights in (Weights.BOTH, kind)]
         rows: list[Screened] = []
+        console = Console(quiet)
         page = Path(loaded.output_dir).resolve() / loaded.name / "screen" / "screen.html"
         try:
-            with closing(screening.screen(loaded, names, kernels, seeds, Console(quiet))) as screened:
+            with closing(screening.screen(loaded, names, kernels, seeds, console)) as screened:
                 rows.extend(screened)
         finally:  # What is known when it is stopped is not lost.
             if rows:
                 page.parent.mkdir(parents=True, exist_ok=True)
                 screening.write_page(page, loaded, rows)
                 for kind in kernels:
-                    _print(screening.KERNELS[kind], screening.ranked([row for row in rows if row.kernels == kind]))
+                    of_kind = screening.ranked([row for row in rows if row.kernels == kind])
+                    _print(screening.KERNELS[kind], of_kind, screening.told(of_kind))
+                for problem, affected in _problems(rows).items():
+                    print(f"{', '.join(affected)}: {problem}")
                 print(f"page        {shown(page)}")
+                if warning := screening.few(loaded, rows):
+                    console.warn(warning)
         if as_json:
             print(json.dumps({"name": loaded.name, "page": str(page), "networks": [row.figures() for row in rows]}))
 
 
-def _print(title: str, rows: "list[Screened]") -> None:
+def _problems(rows: "list[Screened]") -> dict[str, list[str]]:
+    """The problems too long for a row of the table, and the networks of each."""
+    affected: dict[str, list[str]] = {}
+    for row in rows:
+        if row.problem is not None and len(row.problem) > _SHORT:
+            affected.setdefault(row.problem, [])
+            if row.backbone not in affected[row.problem]:
+                affected[row.problem].append(row.backbone)
+    return affected
+
+
+def _print(title: str, rows: "list[Screened]", told: str) -> None:
     if not rows:
         return
     print(f"{title:<22}{'accuracy':<10}{'95 % interval':<16}{'pixels':>8}{'weights':>14}{'multiply-adds':>17}{'ms':>8}")
     for place, row in enumerate(rows, start=1):
         if row.cost is None:
-            print(f"–   {row.backbone:<18}{row.problem}")
+            assert row.problem is not None
+            print(f"–   {row.backbone:<18}{row.problem if len(row.problem) <= _SHORT else 'no score: see below'}")
             continue
         low, high = row.interval or (row.mean, row.mean)
         interval = f"{low:.3f} to {high:.3f}" if row.interval else ""
@@ -77,3 +98,5 @@ def _print(title: str, rows: "list[Screened]") -> None:
     if scored := [row for row in rows if row.cost is not None]:
         count = scored[0].validation
         print(f"    always the commonest class: {scored[0].commonest:.3f}; one picture of {count}: {1 / count:.3f}")
+        if told:
+            print(f"    {told}")

@@ -102,17 +102,24 @@ def _print(outcome: "Outcome", place: tuple[str, str]) -> None:
         print(f"and {', '.join(rest)}: all are in the page")
     folder = outcome.folder
     page, winner = shown(folder / "sweep.html"), shown(folder / "winner.yaml")
+    if not outcome.better:
+        print(f"verdict     {outcome.headline}. {outcome.verdict}")
     if outcome.noise is not None:
         of_loss, of_accuracy = outcome.noise.of_difference
         print(
             f"noise       ± {of_loss:.4f}, ± {100 * of_accuracy:.1f} points: what another seed changes, "
             f"from {outcome.noise.seeds} of the base; every ± is a 95 % interval"
         )
-    print(f"winner      {outcome.winner.differs}")
-    print(f"            {outcome.verdict}")
+    if outcome.better:
+        print(f"winner      {outcome.winner.differs}")
+        print(f"            {outcome.verdict}")
+    else:
+        print(f"lowest loss {outcome.winner.differs}")
     print(f"page        {page}")
     print(f"{'':<12}  python3 -m webbrowser {shlex.quote(page)}")
     print(f"config      {winner}")
+    if not outcome.better:  # The page has the command, for who wants it all the same.
+        return
     to_place, why = place
     print(f"{'':<12}  {graft()} run {shlex.quote(winner)}{to_place}")
     if why:

@@ -9,6 +9,7 @@ Shape letters: N pictures that can be used, D features.
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,19 +96,22 @@ def audit(config: RunConfig, console: Console) -> Audit:
         refused, notes = _verdict(splits, config, folder / LIST)
         places = {digest: split.name for split in splits.all for digest in split.digests}
         pictures = _in_one(splits)
-        measured = kept.of_pixels(
-            pictures, "measures", {"version": audit_pictures.VERSION}, audit_pictures.figures,
-            np.empty(audit_pictures.FIGURES, np.float32), spec, store, console,
-        )  # fmt: skip
         own = [noted[name, splits.classes[label]] for name, label in zip(pictures.names, pictures.labels, strict=True)]
         sizes = np.array([picture.size or (spec.width, spec.height) for picture in own], int).reshape(-1, 2)
-        measures = audit_pictures.Measures.of(measured, sizes, config.image_size, data.crop)
         marks: list[Mark] = []
         seen = None
         not_judged: tuple[str, ...] = ()
+        with ThreadPoolExecutor(1) as aside:  # The network's layers run beside it.
+            measured = aside.submit(
+                kept.of_pixels,
+                pictures, "measures", {"version": audit_pictures.VERSION}, audit_pictures.figures,
+                np.empty(audit_pictures.FIGURES, np.float32), spec, store, console,
+            )  # fmt: skip
+            if len(pictures):
+                backbone = _backbone(config, console)
+                seen = _seen(config, splits, pictures, backbone, spec, store, console)
+        measures = audit_pictures.Measures.of(measured.result(), sizes, config.image_size, data.crop)
         if len(pictures):
-            backbone = _backbone(config, console)
-            seen = _seen(config, splits, pictures, backbone, spec, store, console)
             console.say("judging the pictures and their labels")
             given = [picture.given for picture in own]
             marks += audit_pictures.judged(measures)
@@ -230,7 +234,7 @@ def _seen(
 def _features(seen: leakage.Seen) -> np.ndarray:
     """float32 [N, D], what labels and outliers are judged by: the embeddings, or the thumbnails at half their size."""
     if seen.embeddings is not None:
-        return seen.embeddings
+        return audit_labels.evened(seen.embeddings)
     count, half = len(seen.thumbnails), duplicates.SIDE // 2
     smaller = seen.thumbnails.reshape(count, half, 2, half, 2, 3).mean(axis=(2, 4), dtype=np.float32)
     return np.asarray(smaller.reshape(count, -1))

@@ -26,7 +26,7 @@ class Kind:
 
 
 CLEAREST = (
-    "Only the clearest wrong labels are found, about a third of them among photographs of ants and bees: an empty list "
+    "Only the clearest wrong labels are found, about half of them among photographs of ants and bees: an empty list "
     "is no proof."
 )
 

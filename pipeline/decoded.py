@@ -39,6 +39,7 @@ class PixelFile:
         file = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
         weakref.finalize(self, file.close)
         self._file = file.fileno()
+        self._writing = Lock()
 
     def reserve(self, rows: int) -> None:
         """Takes the room of so many rows on the disk, so that writing them cannot fail later. Raises OSError."""
@@ -49,9 +50,10 @@ class PixelFile:
         assert pixels.shape == self.image_shape
         assert pixels.dtype == np.uint8
         rest, offset = np.ascontiguousarray(pixels).reshape(-1).data, position * self._row_bytes
-        while rest:
-            written = os.pwrite(self._file, rest, offset)
-            rest, offset = rest[written:], offset + written
+        with self._writing:  # One at a time does the kernel too, with all others spinning.
+            while rest:
+                written = os.pwrite(self._file, rest, offset)
+                rest, offset = rest[written:], offset + written
 
     def read(self, positions: np.ndarray) -> np.ndarray:
         """uint8 [n, H, W, 3]: the rows int [n], all of which have been written."""

@@ -3,12 +3,15 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from pipeline.audit import audit
 from pipeline.audit_findings import COLUMNS, KINDS
@@ -127,6 +130,23 @@ def test_at_most_one_in_a_hundred_photographs_is_found(tmp_path, photographs, im
     found = audit(ants, QUIET)
     assert found.pictures == 397
     assert max(found.counts.values()) <= 3
+
+
+@pytest.mark.slow
+def test_pictures_of_nothing_are_outliers_among_photographs(tmp_path, photographs, imagenet_weights):
+    root = shutil.copytree(photographs, tmp_path / "photographs")
+    draw = np.random.default_rng(0)
+    noise = draw.integers(0, 256, (375, 500, 3), np.uint8)
+    flat = np.broadcast_to(np.linspace(0, 255, 400).astype(np.uint8)[None, :, None], (300, 400, 3))
+    text = Image.new("RGB", (500, 400), "white")
+    for line in range(20):
+        ImageDraw.Draw(text).text((20, 20 + 18 * line), "nothing but a page of text, line after line", fill="black")
+    for name, image in {"noise": Image.fromarray(noise), "flat": Image.fromarray(flat), "text": text}.items():
+        image.save(root / "train" / "ants" / f"{name}.png")
+    found = audit(
+        load(ROOT / "configs" / "hymenoptera.yaml", [f"data.path={root}", f"output_dir={tmp_path / 'runs'}"]), QUIET
+    )
+    assert by_kind(found)["outlier"] == {f"train/ants/{name}.png" for name in ("noise", "flat", "text")}
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def audit(config: RunConfig, console: Console) -> Audit:
         own = [noted[name, splits.classes[label]] for name, label in zip(pictures.names, pictures.labels, strict=True)]
         sizes = np.array([picture.size or (spec.width, spec.height) for picture in own], int).reshape(-1, 2)
         marks: list[Mark] = []
-        seen = None
+        backbone = seen = None
         not_judged: tuple[str, ...] = ()
         with ThreadPoolExecutor(1) as aside:  # The network's layers run beside it.
             measured = aside.submit(
@@ -111,7 +111,7 @@ def audit(config: RunConfig, console: Console) -> Audit:
                 backbone = _backbone(config, console)
                 seen = _seen(config, splits, pictures, backbone, spec, store, console)
         measures = audit_pictures.Measures.of(measured.result(), sizes, config.image_size, data.crop)
-        if len(pictures):
+        if seen is not None:
             console.say("judging the pictures and their labels")
             given = [picture.given for picture in own]
             marks += audit_pictures.judged(measures)

@@ -108,16 +108,8 @@ def _out_of_sample(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     # Of such small products each is sooner done by one thread than shared out to several.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # What further steps change is far below UNLIKELY.
-        return np.mean(
-            [
-                cross_val_predict(
-                    regression,
-                    features,
-                    labels,
-                    cv=StratifiedKFold(_FOLDS, shuffle=True, random_state=repeat),
-                    method="predict_proba",
-                )
-                for repeat in range(_REPEATS)
-            ],
-            axis=0,
-        )
+        divisions = [StratifiedKFold(_FOLDS, shuffle=True, random_state=repeat) for repeat in range(_REPEATS)]
+        each = [
+            cross_val_predict(regression, features, labels, cv=folds, method="predict_proba") for folds in divisions
+        ]
+        return np.asarray(np.mean(each, axis=0))

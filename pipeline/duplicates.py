@@ -197,7 +197,7 @@ def _oriented_gradients(luminance: np.ndarray) -> np.ndarray:
     for centre in range(_DIRECTIONS):
         away = np.abs((direction - centre + _DIRECTIONS / 2) % _DIRECTIONS - _DIRECTIONS / 2)
         histograms.append(cells.T @ (strength * np.maximum(0, 1 - away)) @ cells)
-    return np.sqrt(_unit(np.stack(histograms, axis=-1).reshape(len(luminance), -1))).astype(np.float32)
+    return np.asarray(np.sqrt(_unit(np.stack(histograms, axis=-1).reshape(len(luminance), -1))), np.float32)
 
 
 def _directions(descriptors: np.ndarray) -> np.ndarray:

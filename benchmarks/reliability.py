@@ -35,7 +35,7 @@ from benchmarks import document, endpoint
 from benchmarks.endpoint import GRAFT, Result, failures, load
 from pipeline import publish
 from pipeline.artifacts import RunRecord, read_manifest
-from pipeline.tracking import is_delivered
+from pipeline.journal import is_delivered
 
 REPORT = Path("docs/reliability.md")
 BUILD = Path("build/reliability")

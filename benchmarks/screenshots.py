@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline.tracking import connect, default_uri, pages
+from pipeline.mlflow_client import connect, default_uri, experiment_pages
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -159,7 +159,7 @@ def look(server: str, folder: Path, images: Path) -> None:
     """Goes through the pages in a person's order."""
     uri = default_uri(folder / "runs")
     client = connect(uri)
-    compare = pages(uri)["digits"]
+    compare = experiment_pages(uri)["digits"]
     experiment = client.get_experiment_by_name("digits").experiment_id
     runs = client.search_runs([experiment], "tags.`mlflow.source.name` = 'graft run'")
     run = f"/#/experiments/{experiment}/runs/{runs[0].info.run_id}"

@@ -1,12 +1,16 @@
 """What a run leaves on disk, as frozen types. No TensorFlow."""
 
+import fcntl
 import hashlib
+import json
 import os
 import subprocess
 import uuid
 import zipfile
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +32,8 @@ CLUSTERS = "near-duplicates.csv"
 """In a run's folder: the pictures that show the same, by cluster."""
 LEARNED_FROM = "assets.extra/splits.csv"
 """In an exported model's folder: every picture of the data it was made of, with label, split and digest."""
+HISTORY = "history.json"
+"""In a run's folder: its epochs so far, a list of `Epoch`."""
 OUTPUTS = "outputs.npz"
 """In a run's folder: what its model says of each validation and test picture, `Outputs`."""
 
@@ -168,6 +174,7 @@ class RunRecord(Record):
         status: "running" stays where the process had no time to say more; "killed" is a run that was stopped.
         run_dir: the run's folder.
         started_at, finished_at: UTC, ISO 8601.
+        started_in: the folder that graft was run in, where the config's relative paths start.
         mlflow_run_id: None while MLflow has not been reached.
         tracking_uri: where MLflow is.
         backbone: whose weights `backbone.weights.h5` beside this file are.
@@ -188,6 +195,7 @@ class RunRecord(Record):
     started_at: str
     tracking_uri: str
     backbone: BackboneIdentity
+    started_in: str | None = None
     finished_at: str | None = None
     mlflow_run_id: str | None = None
     export_dir: str | None = None
@@ -275,6 +283,16 @@ def new_folder(runs: Path) -> Path:
     return runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
 
 
+def read_history(run_dir: Path) -> list[Epoch]:
+    """A run's epochs so far. Raises OSError, and ValueError or TypeError where the file is damaged."""
+    return [Epoch(**epoch) for epoch in json.loads((run_dir / HISTORY).read_text(encoding="utf-8"))]
+
+
+def write_history(run_dir: Path, epochs: Sequence[Epoch]) -> None:
+    """Replaces a run's epochs."""
+    write_atomically(run_dir / HISTORY, json.dumps([asdict(epoch) for epoch in epochs], indent=2))
+
+
 def card(run_dir: Path) -> str:
     """A run's model card, in Markdown; nothing where it has none."""
     path = run_dir / CARD
@@ -325,6 +343,14 @@ def write_atomically(path: Path, text: str, durable: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
     partial.replace(path)
+
+
+@contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Keeps other processes out that ask for the same file, which is created where missing; waits for its turn."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _commit(root: Path) -> str | None:

@@ -184,13 +184,13 @@ def reliability(report: "Report") -> Chart:
     figure = pages.figure(7.5, 4.4)
     upper, lower = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3, 1])
     sides = (
-        ("Before scaling", report.calibration_before),
-        (f"Exported, T = {report.temperature:.2f}", report.calibration),
+        ("before scaling", report.calibration_before),
+        (f"exported, T = {report.temperature:.2f}", report.calibration),
     )
     lower[0].set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", ""])
     for top, bottom, (title, calibration) in zip(upper, lower, sides, strict=True):
         _reliability_bars(top, bottom, calibration.bins)
-        top.set_title(f"{title}: error {calibration.ece:.3f}")
+        top.set_title(f"Error {calibration.ece:.3f}\n{title}")
     upper[0].set_ylabel("accuracy")
     lower[0].set_ylabel("pictures")
     figure.supxlabel("confidence", color=SOFT, fontsize=10)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console as RichConsole
 
 from pipeline.console import Console
-from pipeline.errors import USERS_TO_MEND, ConfigError, GraftError, TrackingError
+from pipeline.errors import USERS_TO_MEND, ConfigError, GraftError, TrackingError, did_you_mean
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; graft init writes one.")]
 Overrides = Annotated[
@@ -39,6 +39,29 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name.", cal
 ExportFolder = Annotated[Path, typer.Option("--export", help="Where servers read: the export.dir of the config.")]
 OutputDir = Annotated[Path, typer.Option("--output-dir", help="Where runs are: the output_dir of the config.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it is kept in MLflow.")]
+
+
+def _with_folders(context: typer.Context, config: Path | None) -> Path | None:
+    """Has the config's folders stand where none are typed."""
+    if config is not None:
+        with errors_in_words():
+            from pipeline.config_file import load
+
+            loaded = load(config)
+        context.default_map = {"export": loaded.export.dir, "output_dir": loaded.output_dir}
+    return config
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="CONFIG",
+        help="A config whose output_dir, export.dir and tracking.uri hold.",
+        callback=_with_folders,
+        is_eager=True,
+    ),
+]
 
 
 @contextmanager
@@ -113,23 +136,29 @@ def served_home(export: Path, name: str) -> Path:
     """Where servers read a model."""
     home = export.resolve() / name
     if not home.is_dir():
-        there = ", ".join(sorted(path.name for path in export.glob("*") if path.is_dir())) or "none"
+        there = sorted(path.name for path in export.glob("*") if path.is_dir())
+        allowed = f"There: {', '.join(there) or 'none'}. Give the export.dir of its config with --export."
         raise ConfigError(
-            f"There is no model {name!r} below {shown(export.resolve())}; there: {there}. Give the export.dir of its "
-            "config with --export."
+            f"There is no model {name!r} below {shown(export.resolve())}. {did_you_mean(name, there, allowed)}"
         )
     return home
 
 
-def registry_uri(output_dir: Path) -> str:
-    """Where MLflow is: MLFLOW_TRACKING_URI, else the database in the runs' folder."""
-    from pipeline.tracking import default_uri
+def registry_uri(output_dir: Path, config: Path | None = None) -> str:
+    """Where MLflow is: the config's tracking.uri, else MLFLOW_TRACKING_URI, else the database in the runs' folder."""
+    from pipeline.mlflow_client import default_uri, resolve_uri
 
+    if config is not None:
+        from pipeline.config_file import load
+
+        loaded = load(config)
+        if loaded.tracking.uri:
+            return resolve_uri(loaded)
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if not (output_dir / "mlflow.db").is_file():
         raise TrackingError(
             f"There is no model registry: {output_dir} holds no mlflow.db. Give the output_dir of the runs with "
-            "--output-dir, or set MLFLOW_TRACKING_URI where the config's tracking.uri names a server."
+            "--output-dir, or the config with --config; or set MLFLOW_TRACKING_URI where that names a server."
         )
     return default_uri(output_dir)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import pages
-from pipeline.compare import ABSENT, METRICS, NOTE, Comparison, Run, Side, Versus
+from pipeline.compare import METRICS, NOTE, Comparison, Side, Versus
+from pipeline.compare_changes import ABSENT
+from pipeline.compare_runs import Run
 from pipeline.flips import KINDS, Flip
 from pipeline.sources.base import SPLIT_NAMES
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from pipeline.backbones import BACKBONES
+from pipeline.errors import did_you_mean
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -160,7 +161,8 @@ class BackboneConfig(Strict):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in BACKBONES:
-            raise ValueError(f"no such backbone; allowed: {', '.join(BACKBONES)}")
+            allowed = f"Allowed: {', '.join(BACKBONES)}."
+            raise ValueError(f"no such backbone. {did_you_mean(name, BACKBONES, allowed)}")
         return name
 
     @field_validator("weights")
@@ -168,15 +170,19 @@ class BackboneConfig(Strict):
     def _one_of_four(cls, weights: str) -> str:
         run = weights.startswith("run:") and weights != "run:"
         if weights not in ("imagenet", "none") and not run and not weights.endswith((".weights.h5", ".keras")):
-            raise ValueError("must be imagenet, none, run:ID, run:NAME or a file that ends in .weights.h5 or .keras")
+            meant = did_you_mean(weights, ("imagenet", "none"))
+            allowed = "imagenet, none, run:ID, run:NAME or a file that ends in .weights.h5 or .keras"
+            raise ValueError(f"must be {allowed}. {meant}")
         return weights
 
     @model_validator(mode="after")
     def _options_and_weights(self) -> Self:
         backbone = BACKBONES[self.name]
         if unknown := sorted(set(self.options) - set(backbone.options)):
-            allowed = ", ".join(backbone.options) or "none"
-            raise ValueError(f"{self.name} has no option {unknown[0]!r}; its options: {allowed}")
+            allowed = f"Its options: {', '.join(backbone.options) or 'none'}."
+            raise ValueError(
+                f"{self.name} has no option {unknown[0]!r}. {did_you_mean(unknown[0], backbone.options, allowed)}"
+            )
         if self.weights == "imagenet" and not backbone.imagenet:
             raise ValueError(f"there are no ImageNet weights for {self.name}; use weights: none, a file or run:NAME")
         return self

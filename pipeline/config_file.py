@@ -4,13 +4,14 @@ import copy
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.config import (
     SGD,
@@ -29,7 +30,7 @@ from pipeline.config import (
     default_phases,
     in_full,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 
 
 def load(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
@@ -105,7 +106,13 @@ def yaml(text: str, where: str) -> Any:
     try:
         return parser.load(text)
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: `!!int x`, or a number of 5000 digits.
-        raise ConfigError(f"{where} is not valid YAML. {' '.join(str(error).split())}. Mend it there.") from None
+        what = " ".join(str(error).split())
+        if isinstance(error, MarkedYAMLError) and error.problem and error.problem_mark:
+            mark = error.problem_mark
+            what = f"Line {mark.line + 1}, column {mark.column + 1}: {' '.join(error.problem.split())}"
+            if r"'\t'" in error.problem:
+                what += ": a tab, where YAML wants spaces"
+        raise ConfigError(f"{where[0].upper()}{where[1:]} is not valid YAML. {what}. Mend it there.") from None
 
 
 def _assign(tree: dict[str, Any], override: str) -> None:
@@ -141,19 +148,50 @@ def _explain(error: ValidationError, where: str) -> str:
         # A rule across keys has the whole section as its input, which would say nothing.
         received = "" if isinstance(item["input"], dict | BaseModel) else f" Received: {item['input']!r}."
         if item["type"] == "extra_forbidden":
-            message, received = f"unknown key; allowed: {', '.join(_keys(parent))}", ""
+            message, received = f"unknown key. {_instead(str(item['loc'][-1]), _keys(parent))}", ""
         elif item["type"] == "missing":
             message, received = "required, but missing", ""
         elif item["type"] == "union_tag_invalid":
-            message, received = f"allowed: {item['ctx']['expected_tags']}", f" Received: {item['ctx']['tag']!r}."
+            message = f"allowed: {item['ctx']['expected_tags']}"
+            message, received = _with_meant(message, item["ctx"]["tag"]), f" Received: {item['ctx']['tag']!r}."
         elif item["type"] == "union_tag_not_found":
             key, message, received = f"{key}.name", "required, but missing", ""
         elif item["type"] == "unfreeze":
-            message, received = item["msg"], f" Received: {item['input']!r}."
+            given = " ".join(item["input"]) if isinstance(item["input"], dict) else str(item["input"])
+            message = f"{item['msg']}. {did_you_mean(given, ('head', 'all', 'blocks', 'from', 'fraction'))}"
+            received = f" Received: {item['input']!r}."
+        elif item["type"] == "literal_error":
+            message = _with_meant(item["msg"], item["input"])
+        elif item["type"] == "model_type":
+            message = "must be a mapping of keys"
+        elif item["type"] == "model_attributes_type":
+            message = "must be a word or a mapping of keys"
         else:
             message = item["msg"].removeprefix("Value error, ")
-        problems.append(f"{key}: {message.rstrip('.')}.{received}".removeprefix(": "))
+        message = message.rstrip(" .")
+        problems.append(f"{key}: {message}{'' if message.endswith('?') else '.'}{received}".removeprefix(": "))
     return f"{where} cannot be used. {' '.join(problems)} What each key takes: graft schema"
+
+
+def _with_meant(message: str, received: Any) -> str:
+    """A message that has the allowed words in quotation marks, with the one that was meant."""
+    allowed = re.findall(r"'([^']+)'", message)
+    return f"{message}. {did_you_mean(str(received), allowed)}"
+
+
+def _instead(key: str, allowed: list[str]) -> str:
+    """What to write in place of a key that is none of those allowed where it is."""
+    if elsewhere := [known for known in _everywhere(RunConfig) if known.endswith(f".{key}")]:
+        return f"Did you mean {' or '.join(elsewhere)}?"
+    return did_you_mean(key, allowed, f"Allowed: {', '.join(allowed)}.")
+
+
+def _everywhere(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """All keys at and below a model, dotted; of the phases, the first one's."""
+    for key in _keys(model):
+        yield above + key
+        if below := _model_of(model, key):
+            yield from _everywhere(below, f"{above}{key}.{'0.' if key == 'phases' else ''}")
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel] | None]:

@@ -12,7 +12,9 @@
 Our own invariants are asserted and never caught.
 """
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 USERS_TO_MEND = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
 """Reasons of an OSError that lie with the machine: a full or read-only disk, missing rights, a path that cannot be."""
@@ -50,3 +52,10 @@ class ExportError(GraftError):
 
 class TrackingError(GraftError):
     pass
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """For an error: "Did you mean vgg19?", where a known word is like this one, capitals aside; else `otherwise`."""
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), lower, n=1)
+    return f"Did you mean {lower[close[0]]}?" if close else otherwise

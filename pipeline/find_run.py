@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.artifacts import RunRecord
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.registry import CHALLENGER, Registry, Version
 
 
@@ -58,16 +58,18 @@ def find_run(reference: str, output_dir: Path, registry: Callable[[str], Registr
         return _finished(folder)
     name, at, which = reference.rpartition("@")
     if at:
-        return _of_version(_version(registry(name), name, which), name, output_dir)
+        return _of_version(_version(registry(name), name, which, output_dir), name, output_dir)
     runs = recorded(output_dir)
     done = {folder: run for folder, run in runs.items() if run.status == "finished"}
     found = newest(reference, done) or newest(reference, runs)
     if found is None:
-        raise ConfigError(
-            f"{reference} is not a run. A run is its folder, as graft run prints it; or, below {output_dir} "
-            "(--output-dir), a folder's name, an MLflow run id or a name; or NAME@ALIAS or NAME@VERSION from graft "
-            f"models. Names of runs there: {names(runs.values())}."
+        allowed = (
+            f"A run is its folder, as graft run prints it; or, below {output_dir} (--output-dir), a folder's name, an "
+            "MLflow run id or a name; or NAME@ALIAS or NAME@VERSION from graft models. Names of runs there: "
+            f"{names(runs.values())}."
         )
+        known = (run.name for run in runs.values())
+        raise ConfigError(f"{reference} is not a run. {did_you_mean(reference, known, allowed)}")
     return _finished(found)
 
 
@@ -89,7 +91,7 @@ def _finished(folder: Path) -> Path:
     return folder
 
 
-def _version(registry: Registry, name: str, which: str) -> Version:
+def _version(registry: Registry, name: str, which: str, output_dir: Path) -> Version:
     versions = registry.versions()
     wanted = [version for version in versions if which in (str(version.number), *version.aliases)]
     if which == CHALLENGER:
@@ -97,8 +99,9 @@ def _version(registry: Registry, name: str, which: str) -> Version:
     if wanted:
         return wanted[0]
     if not versions:
+        known, allowed = (run.name for run in recorded(output_dir).values()), "graft models lists the names there are."
         raise ConfigError(
-            f"{name}@{which}: no version of {name} is registered in MLflow. graft models lists the names there are."
+            f"{name}@{which}: no version of {name} is registered in MLflow. {did_you_mean(name, known, allowed)}"
         )
     aliases = [f"{alias} (version {version.number})" for version in versions for alias in version.aliases]
     raise ConfigError(

@@ -66,7 +66,7 @@ def finetune(
         TrainingError: training diverged.
         OSError: the checkpoint cannot be written, or is there and cannot be read.
     """
-    key = _decisive(network, phases, pictures)
+    key = "" if checkpoints is None else _decisive(network, phases, pictures)
     found = None if checkpoints is None else checkpoints.read(key, console.warn)
     progress, arrays = found or (Progress(key), {})
     variables = network.model.variables

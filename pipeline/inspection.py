@@ -192,6 +192,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A network as it was published, at its own size.
+
+    Attributes:
+        classes: how many it tells apart.
+        weights: all of them, its head's included.
+        paper: where its paper counts otherwise, how many and why.
+    """
+
+    classes: int
+    weights: int
+    paper: str
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A network and how it trains.
 
@@ -203,6 +218,7 @@ class Inspection:
         batch_size: pictures in a training step.
         blocks: the name of each block and its layers, bottom to top; with a head it is the last one.
         steps: one for each phase; a backbone by itself trains whole, under Adam.
+        published: of a backbone by itself.
     """
 
     name: str
@@ -212,6 +228,7 @@ class Inspection:
     batch_size: int
     blocks: tuple[tuple[str, tuple[Layer, ...]], ...]
     steps: tuple[Step, ...]
+    published: Published | None = None
 
     @property
     def title(self) -> str:
@@ -253,7 +270,9 @@ def of_backbone(name: str, image_size: int, batch_size: int) -> Inspection:
     layers = inspect(backbone)
     shape = backbone.input_shape[1:]
     step = Step("all", "adam", _slots(Adam()), layers, cut=None, below=0, fed=shape, stored_bytes=None)
-    return Inspection(name, {}, shape, None, batch_size, _blocks(name, backbone, layers), (step,))
+    whole = weights.published(name)
+    published = Published(whole.output_shape[-1], whole.count_params(), BACKBONES[name].paper)
+    return Inspection(name, {}, shape, None, batch_size, _blocks(name, backbone, layers), (step,), published)
 
 
 def of_config(config: RunConfig, classes: int, batch_size: int) -> Inspection:

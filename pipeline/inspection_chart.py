@@ -2,26 +2,28 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import pages
 from pipeline.inspection import Inspection, Layer, Sizes, by_kind, total
-from pipeline.pages import BLUE, GREEN, INK, ORANGE, SOFT, Chart, short
+from pipeline.pages import BLUE, GREEN, INK, ORANGE, SKY, SOFT, Chart, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# So many names fit beside each other.
+# So many names fit beside each other, and so many letters if they are not to be slanted.
 MOST_NAMES = 26
+MOST_LETTERS = 90
 
 
 def chart(inspection: Inspection) -> Chart:
-    """A bar for each convolution and dense layer, in the order data flows, with what follows it up to the next.
+    """A bar for each convolution and dense layer, in the order data flows; on it what follows up to the next.
 
     Call it, and save the chart, within `pages.drawing`.
     """
     groups = _groups(inspection.layers)
     kernels = [next(layer for layer in group if layer.sizes.connections) for group in groups]
+    kinds = [("convolutions", BLUE), ("dense layers", ORANGE), ("what follows them: pooling, normalisation, …", SKY)]
     colors = [ORANGE if kernel.kind == "dense" else BLUE for kernel in kernels]
     fields = [_field(group) for group in groups]
     places = range(len(groups))
@@ -30,15 +32,18 @@ def chart(inspection: Inspection) -> Chart:
     figure.suptitle(f"{inspection.title}, at {inspection.input[0]} pixels", color=SOFT, x=0.01, ha="left")
     rows = figure.subplots(4, 1, sharex=True, height_ratios=[1, 1, 1, 1.1])
     for axes, what in zip(rows, ("units", "weights", "connections"), strict=False):
-        counts = [getattr(total(group), what) for group in groups]
-        axes.bar(places, [100 * count / sum(counts) for count in counts], width=0.85, color=colors)
-        axes.set_title(f"{sum(counts):,} {what}")
+        count = getattr(total(inspection.layers), what)
+        own = [100 * getattr(kernel.sizes, what) / count for kernel in kernels]
+        whole = [100 * getattr(total(group), what) / count for group in groups]
+        axes.bar(places, whole, width=0.85, color=SKY)
+        axes.bar(places, own, width=0.85, color=colors)
+        axes.set_title(f"{count:,} {what}")
         axes.set_ylabel("% of them")
         axes.grid(axis="x", visible=False)
-    if len(set(colors)) > 1:
-        for label, color in (("convolutions", BLUE), ("dense layers", ORANGE)):
+    for label, color in kinds:
+        if color in (*colors, SKY):
             rows[0].bar([0], [0], color=color, label=label)
-        rows[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+    rows[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0)
     _draw_fields(rows[3], inspection, fields)
     _name_places(rows[3], inspection, groups, kernels)
     _mark_cuts(rows, inspection, groups)
@@ -48,8 +53,8 @@ def chart(inspection: Inspection) -> Chart:
     sums = total(inspection.layers)
     return Chart(
         figure,
-        "Each bar is a convolution or dense layer with what follows it up to the next, in the order data flows. The "
-        "receptive field counts what lies beyond the picture's border too.",
+        "Each bar is a convolution or dense layer, in the order data flows; on it is what follows it up to the next. "
+        "The receptive field is that of the last of them, and counts what lies beyond the picture's border too.",
         f"{inspection.name} along its depth, {len(groups)} convolutions and dense layers: {sums.units:,} units, "
         f"{sums.weights:,} weights, {dense.weights / sums.weights:.0%} of them in dense layers, and "
         f"{sums.connections:,} connections. The receptive field grows to {max(filter(None, fields))} pixels; the "
@@ -70,13 +75,16 @@ def _field(group: tuple[Layer, ...]) -> int | None:
 
 
 def _draw_fields(axes: "Axes", inspection: Inspection, fields: list[int | None]) -> None:
-    placed = [(place, field) for place, field in enumerate(fields) if field is not None]
+    placed = [(float(place), field) for place, field in enumerate(fields) if field is not None]
     side = inspection.input[0]
+    (first, least), (last, most) = placed[0], placed[-1]
+    placed = [(first - 0.5, least), *placed, (last + 0.5, most)]
     axes.plot(*zip(*placed, strict=True), color=INK, drawstyle="steps-mid")
     axes.axhline(side, color=SOFT, linestyle="--", linewidth=1.2)
     axes.text(
-        0.005, side, f"the picture, {side}", color=SOFT, fontsize=9, va="bottom", transform=axes.get_yaxis_transform()
-    )
+        0.005, 0.93 * side, f"the picture, {side}", color=SOFT, fontsize=9, va="top",
+        transform=axes.get_yaxis_transform(),
+    )  # fmt: skip
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylim(1, 1.6 * max(side, *(field for _, field in placed)))
@@ -98,7 +106,9 @@ def _name_places(axes: "Axes", inspection: Inspection, groups: list[tuple[Layer,
             if not found or found[-1][0] - place >= len(groups) / MOST_NAMES:
                 found.append((place, name))
         places, names = [place for place, _ in found], [name for _, name in found]
-    axes.set_xticks(places, [short(name) for name in names], rotation=40, ha="right", rotation_mode="anchor")
+    slanted: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    upright = sum(map(len, names)) <= MOST_LETTERS
+    axes.set_xticks(places, [short(name) for name in names], **({} if upright else slanted))
     axes.tick_params(axis="x", labelsize=9)
 
 

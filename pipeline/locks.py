@@ -35,8 +35,8 @@ from typing import Any, Literal
 from pipeline.artifacts import Record
 from pipeline.console import Console
 from pipeline.errors import ConfigError, GraftError, TrackingError
-from pipeline.registry import asking, ensure_model
-from pipeline.tracking import connect, sqlite_path
+from pipeline.mlflow_client import asking, connect, shorten_timeout, sqlite_path
+from pipeline.registry import ensure_model
 
 _LEASE = "graft.lease."
 
@@ -115,7 +115,7 @@ def locked(name: str, uri: str, output_dir: Path, console: Console, pace: Pace =
 
     Args:
         name: of the model.
-        uri: as `pipeline.tracking.resolve_uri` gives it.
+        uri: as `mlflow_client.resolve_uri` gives it.
         output_dir: of the runs; created where missing.
         console: told what it waits for, and that the lease was lost.
         pace: of the lease.
@@ -250,7 +250,7 @@ class Lease:
 
     def __init__(self, name: str, uri: str, console: Console, pace: Pace) -> None:
         """Arguments as for `locked`. Nothing is asked of MLflow yet."""
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        shorten_timeout()
         self._name, self._uri, self._console, self._pace = name, uri, console, pace
         self._token = secrets.token_hex(16)
         self._owner = _this_process()

@@ -294,5 +294,5 @@ def _chart(test: RangeTest) -> pages.Chart:
         caption += f"Suggested: {test.suggestion:.2g}. The config's {configured:.2g}: {test.verdict}."
     if test.diverged is not None:
         words += f"; diverged at {test.diverged:.2g}"
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=2)
     return pages.Chart(figure, caption, f"{words}.")

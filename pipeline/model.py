@@ -3,7 +3,7 @@
 Shape letters: N pictures, H height, W width, D features, C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -40,6 +40,7 @@ class Network:
         model: all four: float32 [N, H, W, 3] in 0..255 to float32 [N, C].
         embedding: the same, giving the features [N, D] that the head takes, and the logits.
         block_end: where the backbone's blocks end, from its row of the table.
+        trunks: what `divide` has frozen so far, by the cut below which it lies. Networks under other heads share them.
     """
 
     normalise: Normalise
@@ -49,6 +50,7 @@ class Network:
     model: keras.Model
     embedding: keras.Model
     block_end: str
+    trunks: dict[str, keras.Model] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,18 @@ def build(backbone: keras.Model, row: Backbone, mean: np.ndarray | None, head: H
     pooling = head.pooling if len(backbone.output_shape) > 2 else "flatten"
     pool = _POOLINGS[pooling](name=f"{pooling}_pool")
     features = pool(backbone(normalise(pixels)))
-    top = _head(features.shape[-1], head, classes)
-    logits = top(features)
-    model, embedding = keras.Model(pixels, logits, name="graft"), keras.Model(pixels, [features, logits])
+    top, model, embedding = _with_head(pixels, features, head, classes)
     return Network(normalise, backbone, pool, top, model, embedding, row.block_end)
+
+
+def with_head(network: Network, head: Head, classes: int) -> Network:
+    """The same network, all its layers but the head's, under a new head of C = `classes` logits.
+
+    The head's own `pooling` is not looked at.
+    """
+    pixels, features = network.embedding.inputs[0], network.embedding.outputs[0]
+    top, model, embedding = _with_head(pixels, features, head, classes)
+    return replace(network, head=top, model=model, embedding=embedding)
 
 
 def check_phases(backbone: keras.Model, row: Backbone, phases: list[Phase]) -> None:
@@ -126,22 +136,16 @@ def divide(network: Network, phase: Phase) -> Division:
     for layer in network.backbone.layers:
         layer.trainable = layer.name in set(names)
     cut = cut_below(network.backbone, names)
-    trunk, upper = split(network.backbone, cut)
-
-    pixels = keras.Input(network.model.input_shape[1:], name="pixels")
-    below = network.normalise(pixels)
-    frozen = None
-    if trunk is not None:
-        below = trunk(below)
-        if not names:  # Pooling has nothing to learn: with the whole backbone frozen, it is frozen too.
-            cut, below = f"{cut}, {network.pool.name}", network.pool(below)
-        frozen = keras.Model(pixels, below, name="frozen")
+    frozen = None if cut is None else _trunk(network, cut, pooled=not names)
+    if frozen is not None and not names:  # Pooling has nothing to learn: with the whole backbone frozen, it is too.
+        cut = f"{cut}, {network.pool.name}"
 
     features = keras.Input(
         network.model.input_shape[1:] if frozen is None else frozen.output_shape[1:], name="features"
     )
     above = features
     if names:
+        _, upper = split(network.backbone, cut)
         above = network.pool(upper(network.normalise(features) if frozen is None else features))
     tail = keras.Model(features, above, name="tail")
     trained = keras.Model(features, network.head(tail(features)), name="trained")
@@ -159,6 +163,25 @@ def divide(network: Network, phase: Phase) -> Division:
         unchanging=[v for v in network.normalise.variables + network.backbone.variables if id(v) not in may_change],
         learning_rate_scales=_learning_rate_scales(network, trained, phase.layer_decay or 1.0),
     )
+
+
+def _trunk(network: Network, cut: str, pooled: bool) -> keras.Model:
+    """Pixels, float32 [N, H, W, 3] in 0..255, to the activations at a cut, or to what pooling makes of them."""
+    key = f"{cut}, {network.pool.name}" if pooled else cut
+    if key not in network.trunks:
+        trunk, _ = split(network.backbone, cut)
+        assert trunk is not None
+        pixels = keras.Input(network.model.input_shape[1:], name="pixels")
+        below = trunk(network.normalise(pixels))
+        network.trunks[key] = keras.Model(pixels, network.pool(below) if pooled else below, name="frozen")
+    return network.trunks[key]
+
+
+def _with_head(pixels: Any, features: Any, head: Head, classes: int) -> tuple[keras.Model, keras.Model, keras.Model]:
+    """A new head on features, and the models to its logits, and to features and logits."""
+    top = _head(features.shape[-1], head, classes)
+    logits = top(features)
+    return top, keras.Model(pixels, logits, name="graft"), keras.Model(pixels, [features, logits])
 
 
 def _head(width: int, head: Head, classes: int) -> keras.Model:

@@ -4,8 +4,9 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from pipeline.artifacts import Epoch
 
@@ -204,3 +205,41 @@ def version(sentence: str, card: str) -> str:
     """
     _, _, rest = card.partition("\n")
     return f"{sentence}\n\n{rest.strip()}"
+
+
+_OURS = "*Written by Graft, and kept up to date; a text of your own in place of this one stays.*"
+
+
+def registered_model(name: str, champions: Sequence[tuple[str, int, Mapping[str, str]]]) -> str:
+    """The description of a registered model.
+
+    Args:
+        name: the model's.
+        champions: alias, number and tags of the version that is served and of the one before it, where there are any.
+    """
+    parts = [f"Image classifier **{name}**: pictures in, a label and probabilities out."]
+    if champions:
+        rows = "\n".join(f"| {alias} | {_lineage(name, number, tags)} |" for alias, number, tags in champions)
+        parts.append(f"| | version | promoted | why |\n|---|---|---|---|\n{rows}")
+        parts.append(f"`models:/{name}@champion` is what is served; `@previous` is what a rollback goes back to.")
+    else:
+        parts.append("No version was promoted yet.")
+    parts.append(
+        "The description of a version is its model card. Its source run has the data it learned from, every parameter, "
+        "the report and the gate's decision. The tags `graft.history...` say what was done here, and when."
+    )
+    return "\n\n".join([*parts, _OURS])
+
+
+def is_ours(description: str) -> bool:
+    """Whether `registered_model` wrote it, and nobody has since."""
+    return description.rstrip().endswith(_OURS)
+
+
+def _lineage(name: str, number: int, tags: Mapping[str, str]) -> str:
+    """Three cells of a Markdown table."""
+    when = tags.get("graft.promoted_at", "")[:16].replace("T", " ")
+    by = tags.get("graft.decided_by", "")
+    reason = " ".join(tags.get("graft.reason", "").split())[:500].replace("|", "\\|")
+    link = f"[{number}](#/models/{quote(name)}/versions/{number})"
+    return f"{link} | {when} UTC by {by} | {reason}" if when else f"{link} | | "

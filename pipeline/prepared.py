@@ -51,12 +51,16 @@ def begin(config: RunConfig) -> tuple[Source, PixelSpec, keras.Model]:
         GraftError: a mistake in the config, a missing source, missing weights: whatever can be told before a picture is
             read.
     """
-    data = config.data
-    source = open_source(data)
+    source = open_source(config.data)
     reproducible(config.seed)
     backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
     model.check_phases(backbone, BACKBONES[config.backbone.name], config.phases)
-    return source, PixelSpec(config.image_size, config.image_size, data.crop, data.max_megapixels), backbone
+    return source, pixel_spec(config), backbone
+
+
+def pixel_spec(config: RunConfig) -> PixelSpec:
+    """How a config's encoded pictures become pixels."""
+    return PixelSpec(config.image_size, config.image_size, config.data.crop, config.data.max_megapixels)
 
 
 @contextmanager
@@ -66,15 +70,28 @@ def prepared(config: RunConfig, console: Console) -> Iterator[Prepared]:
     Raises:
         GraftError: as `run`, before it trains.
     """
-    data, output_dir = config.data, Path(config.output_dir).resolve()
     with finetune.strategy().scope():
         source, spec, backbone = begin(config)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(prefix=f".{config.name}-", dir=output_dir) as scratch,
-            opened(config.cache, Path(config.cache_dir), console) as store,
-        ):
-            folder = Path(scratch)
-            splits = ingest.ingest(data, source, spec, folder, folder / "quarantine.csv", store, console)
-            mean = ingest.mean_to_subtract(data.mean_subtraction, splits.train)
+        with read(config, source, spec, console) as (splits, store):
+            mean = ingest.mean_to_subtract(config.data.mean_subtraction, splits.train)
             yield Prepared(config, spec, splits, store, backbone, mean)
+
+
+@contextmanager
+def read(config: RunConfig, source: Source, spec: PixelSpec, console: Console) -> Iterator[tuple[Splits, Store | None]]:
+    """Reads the pictures as `run` does, whatever the network. Pixels are kept in `output_dir` until it ends.
+
+    Yields:
+        The pictures, and where activations are kept; None where they are not.
+
+    Raises:
+        DataError: the pictures cannot be used.
+    """
+    output_dir = Path(config.output_dir).resolve()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{config.name}-", dir=output_dir) as scratch,
+        opened(config.cache, Path(config.cache_dir), console) as store,
+    ):
+        folder = Path(scratch)
+        yield ingest.ingest(config.data, source, spec, folder, folder / "quarantine.csv", store, console), store

@@ -5,14 +5,13 @@ not know, and writes that file last; going back writes it first, and needs no re
 again after a crash at any moment, and `agree` brings the rest in line with the file. No TensorFlow.
 """
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline import publish
-from pipeline.artifacts import MODEL
+from pipeline.artifacts import MODEL, locked_file
 from pipeline.console import Console
 from pipeline.errors import ConfigError
 from pipeline.publish import Champion, Rejected
@@ -25,8 +24,7 @@ MOST_REJECTED = 20
 def alone(home: Path) -> Iterator[None]:
     """Keeps other promotions and rollbacks of a name out, for the moment that one takes; a retraining may go on."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / ".promotion.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked_file(home / ".promotion.lock"):
         yield
 
 
@@ -117,6 +115,27 @@ def go_back(home: Path, reason: str) -> Champion:
     back.write(home / publish.CHAMPION)
     publish.make_highest(home, back.version)
     return back
+
+
+def log_rollback(registry: Registry, home: Path, back: Champion, reason: str, console: Console) -> None:
+    """Tells MLflow what `go_back` did.
+
+    Args:
+        registry: of the model's name.
+        home: `<export.dir>/<name>`.
+        back: as `go_back` gave it.
+        reason: as given to it.
+        console: hears which aliases were moved.
+
+    Raises:
+        TrackingError: MLflow is away. The next job, or `agree`, brings the aliases in line.
+    """
+    with alone(home):
+        agree(registry, home, console)
+    for left in back.rejected[-1:]:
+        when = back.since[:16].replace("T", " ")
+        registry.tag(left.registered, {"graft.rolled_back": f"{when}: {left.reason}"})
+    registry.log(f"rolled back to version {back.registered}: {reason}")
 
 
 def undo(home: Path, promoted: Champion) -> Champion | None:

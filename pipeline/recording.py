@@ -7,7 +7,6 @@ import fcntl
 import getpass
 import hashlib
 import io
-import json
 import os
 import shlex
 import shutil
@@ -16,7 +15,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import artifacts, notes, report
-from pipeline.artifacts import LOG, OUTPUTS, BackboneIdentity, Epoch, Manifest, Outputs, Parity, PhaseCost, RunRecord
+from pipeline.artifacts import BackboneIdentity, Epoch, Manifest, Outputs, Parity, PhaseCost, RunRecord
 from pipeline.backbones.weights import digest, started_from
 from pipeline.config import RunConfig
 from pipeline.config_file import dump, load
@@ -34,6 +32,7 @@ from pipeline.errors import ConfigError, DataError, GraftError
 from pipeline.evaluate import Report, write_predictions
 from pipeline.ingest import write_splits
 from pipeline.metrics import softmax
+from pipeline.mlflow_client import resolve_uri, without_password
 from pipeline.model import Network
 from pipeline.pages import percent
 from pipeline.pixels import VERSION, PixelSpec
@@ -41,7 +40,7 @@ from pipeline.registry import CHALLENGER, ROLE
 from pipeline.splits import Split, Splits
 from pipeline.system_metrics import watched
 from pipeline.testset import FrozenTest
-from pipeline.tracking import Dataset, Tracker, resolve_uri, without_password
+from pipeline.tracking import Dataset, Tracker
 
 _SHORT = 12
 """Letters of a digest that people are shown; `manifest.json` and `splits.csv` have whole ones."""
@@ -51,7 +50,7 @@ _LOGGED = {
     "": ("report.html", "model-card.md", "*.yaml"),
     "charts": ("*.png",),
     "data": ("*.csv", "test-set.json"),
-    "figures": ("report.json", "history.json", OUTPUTS),
+    "figures": ("report.json", artifacts.HISTORY, artifacts.OUTPUTS),
 }
 
 
@@ -111,7 +110,7 @@ def recorded(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise GraftError(f"The run {folder} is being worked on by another process. Wait for it to end.") from None
-        with console.also_to(folder / LOG):
+        with console.also_to(folder / artifacts.LOG):
             recording = Recording(config, folder, challenger, title or config.name, console)
             try:
                 with watched(recording.sample):
@@ -130,6 +129,7 @@ class Recording:
         quarantine: the list of pictures that could not be used.
         scratch: a folder in it for the run's own use, removed at the end.
         record: what `run.json` will say.
+        sample: takes what the machine does at the moment, by name; any thread may call it.
     """
 
     def __init__(self, config: RunConfig, run_dir: Path, challenger: bool, title: str, console: Console) -> None:
@@ -152,6 +152,7 @@ class Recording:
                 status="running",
                 run_dir=str(self.run_dir),
                 started_at=_now(),
+                started_in=str(Path.cwd()),
                 tracking_uri=without_password(uri),
                 backbone=BackboneIdentity(name=config.backbone.name, options=config.backbone.options),
                 started_from=None if start is None else str(start),
@@ -188,9 +189,8 @@ class Recording:
         record = RunRecord.read(self.run_dir / "run.json")
         self.record = record.model_copy(update={"status": "running", "finished_at": None, "error": None})
         self.record.write(self.run_dir / "run.json")
-        history = self.run_dir / "history.json"
-        if history.is_file():
-            self._history = [Epoch(**epoch) for epoch in json.loads(history.read_text(encoding="utf-8"))]
+        if (self.run_dir / artifacts.HISTORY).is_file():
+            self._history = artifacts.read_history(self.run_dir)
 
     @property
     def checkpoint(self) -> Path:
@@ -255,9 +255,7 @@ class Recording:
         del self._history[epoch.epoch - 1 :]  # The training was begun anew: its checkpoint could not be used.
         self._tracker.metrics(notes.of_epoch(epoch), step=epoch.epoch)
         self._history.append(epoch)
-        artifacts.write_atomically(
-            self.run_dir / "history.json", json.dumps([asdict(epoch) for epoch in self._history], indent=2)
-        )
+        artifacts.write_history(self.run_dir, self._history)
 
     def phase(self, cost: PhaseCost) -> None:
         """Records what a phase of training took."""
@@ -281,7 +279,7 @@ class Recording:
         Outputs(
             self._splits.classes, test.names, test.digests, test.labels, test_logits,
             validation.digests, validation.labels, validation_logits,
-        ).write(self.run_dir / OUTPUTS)  # fmt: skip
+        ).write(self.run_dir / artifacts.OUTPUTS)  # fmt: skip
         low, high = scores.accuracy_interval
         self._figures = {"test/accuracy": scores.metrics["accuracy"]}
         self._figures |= {"test/accuracy_low": low, "test/accuracy_high": high}
@@ -359,7 +357,7 @@ class Recording:
         if status == "KILLED" and not self.record.challenger:
             self._console.say(f"go on with: graft run --resume {shlex.quote(str(self.run_dir))}")
         self._console.log(status.lower() if why is None else f"{status.lower()}: {why}")
-        self._tracker.artifact(self.run_dir / LOG)
+        self._tracker.artifact(self.run_dir / artifacts.LOG)
         if status == "FINISHED":
             took = {f"time/{stage}_seconds": seconds for stage, seconds in self.record.seconds.items()}
             self._tracker.metrics(took, step=0)

@@ -10,10 +10,10 @@ from pipeline.config import RunConfig
 from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError
 from pipeline.locks import locked
+from pipeline.mlflow_client import resolve_uri
 from pipeline.pixels import PixelSpec
 from pipeline.sources import open_source
 from pipeline.testset import FrozenTest
-from pipeline.tracking import resolve_uri
 
 
 def refreeze(config: RunConfig, console: Console) -> tuple[FrozenTest, FrozenTest]:

@@ -13,17 +13,16 @@ MLflow never gives a version's number again, also when the version was removed.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
-from urllib.parse import quote
 
-from pipeline.errors import GraftError, TrackingError
-from pipeline.tracking import connect, reason_of, without_password
+from pipeline import notes
+from pipeline.errors import TrackingError
+from pipeline.mlflow_client import asking, connect, shorten_timeout
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
@@ -65,9 +64,8 @@ class Registry:
     """
 
     def __init__(self, uri: str, name: str) -> None:
-        """Args: uri: as `pipeline.tracking.resolve_uri` gives it. name: of the registered model; it may be missing."""
-        # MLflow waits two minutes for an answer.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        """Args: uri: as `mlflow_client.resolve_uri` gives it. name: of the registered model; it may be missing."""
+        shorten_timeout()
         self._uri, self._name = uri, name
 
     def versions(self) -> list[Version]:
@@ -100,14 +98,13 @@ class Registry:
             TrackingError: also where the run has no logged model.
         """
         with self._asking("register a version"):
-            run = self._client.get_run(mlflow_run_id)
-            models = self._client.search_logged_models([run.info.experiment_id], f"source_run_id = '{mlflow_run_id}'")
-            if not models:
+            model = logged_model(self._client, mlflow_run_id)
+            if model is None:
                 raise TrackingError(
                     f"The MLflow run {mlflow_run_id} has no logged model, so there is nothing to register as a version "
                     f"of {self._name}. Deliver what the run has kept, then try again: graft sync RUN_DIR"
                 )
-            register_logged_model(self._client, self._name, mlflow_run_id, models[0], tags)
+            register_logged_model(self._client, self._name, mlflow_run_id, model, tags)
             (version,) = self._found(f"run_id = '{mlflow_run_id}'")
             return version
 
@@ -202,9 +199,15 @@ def names(uri: str) -> list[str]:
     Raises:
         TrackingError: MLflow is away or refuses.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    shorten_timeout()
     with asking(uri, "list the registered models"):
         return sorted(model.name for model in _pages(connect(uri).search_registered_models, None))
+
+
+def logged_model(client: Any, run_id: str) -> Any:
+    """The `mlflow.entities.LoggedModel` of a run; None where it has none. Raises whatever MLflow raises."""
+    experiment_id = client.get_run(run_id).info.experiment_id
+    return next(iter(client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")), None)
 
 
 def register_logged_model(
@@ -287,65 +290,16 @@ def _role(version: Version) -> str | None:
     return FORMER if role in (CHAMPION, PREVIOUS) else role
 
 
-_OURS = "*Written by Graft, and kept up to date; a text of your own in place of this one stays.*"
-
-
 def _describe(client: Any, name: str) -> None:
     """Writes what a registered model is into its description, unless somebody has written one."""
     model = _unless_missing(client.get_registered_model, name)
-    if model is None or (model.description and not model.description.rstrip().endswith(_OURS)):
+    if model is None or (model.description and not notes.is_ours(model.description)):
         return
-    text = _description(name, _versions(client, model, f"name = '{name}'"))
+    versions = _versions(client, model, f"name = '{name}'")
+    line = [(alias, version) for alias in (CHAMPION, PREVIOUS) for version in versions if alias in version.aliases]
+    text = notes.registered_model(name, [(alias, version.number, version.tags) for alias, version in line])
     if text != model.description:
         client.update_registered_model(name, text)
-
-
-def _description(name: str, versions: list[Version]) -> str:
-    line = [(alias, version) for alias in (CHAMPION, PREVIOUS) for version in versions if alias in version.aliases]
-    parts = [f"Image classifier **{name}**: pictures in, a label and probabilities out."]
-    if line:
-        rows = "\n".join(f"| {alias} | {_lineage(name, version)} |" for alias, version in line)
-        parts.append(f"| | version | promoted | why |\n|---|---|---|---|\n{rows}")
-        parts.append(f"`models:/{name}@{CHAMPION}` is what is served; `@{PREVIOUS}` is what a rollback goes back to.")
-    else:
-        parts.append("No version was promoted yet.")
-    parts.append(
-        "The description of a version is its model card. Its source run has the data it learned from, every parameter, "
-        "the report and the gate's decision. The tags `graft.history...` say what was done here, and when."
-    )
-    return "\n\n".join([*parts, _OURS])
-
-
-def _lineage(name: str, version: Version) -> str:
-    """Three cells of a Markdown table."""
-    when = version.tags.get("graft.promoted_at", "")[:16].replace("T", " ")
-    by = version.tags.get("graft.decided_by", "")
-    reason = " ".join(version.tags.get("graft.reason", "").split())[:500].replace("|", "\\|")
-    link = f"[{version.number}](#/models/{quote(name)}/versions/{version.number})"
-    return f"{link} | {when} UTC by {by} | {reason}" if when else f"{link} | | "
-
-
-@contextmanager
-def asking(uri: str, what: str) -> Iterator[None]:
-    """Says in words what MLflow did not do.
-
-    Args:
-        uri: where MLflow is.
-        what: completes "MLflow did not ...".
-
-    Raises:
-        TrackingError: in place of whatever MLflow raises.
-    """
-    try:
-        yield
-    except (AssertionError, GraftError):
-        raise
-    except Exception as error:
-        # As for deliveries: MLflow's stores raise what they like.
-        raise TrackingError(
-            f"MLflow at {without_password(uri)} did not {what}: {reason_of(error)}. See to it that MLflow is there "
-            "(its address is tracking.uri, or MLFLOW_TRACKING_URI) and try again; a repetition does no harm."
-        ) from error
 
 
 def _unless_missing(ask: Callable[..., Any], *arguments: Any) -> Any:

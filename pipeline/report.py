@@ -4,7 +4,6 @@ Shape letters: H height, W width.
 """
 
 import csv
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipeline import card, charts, features, gradcam, pages
-from pipeline.artifacts import OUTPUTS, Epoch, Manifest, Outputs, RunRecord
+from pipeline.artifacts import OUTPUTS, Epoch, Manifest, Outputs, RunRecord, read_history
 from pipeline.config import RunConfig
 from pipeline.config_file import dump, load
 from pipeline.errors import ConfigError
@@ -60,14 +59,16 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What repeats the run; for a challenger, what trains the next one."""
-        config = shlex.quote(str(self.run_dir / "config.yaml"))
-        if self.record.challenger:
-            return f"graft retrain {config}"
-        if self.config.backbone.weights.startswith("run:"):  # A name stands for its newest run.
-            assert self.record.started_from is not None
-            return f"graft run {config} --set backbone.weights=run:{shlex.quote(Path(self.record.started_from).name)}"
-        return f"graft run {config}"
+        """What repeats the run from anywhere on its machine; for a challenger, what trains the next one."""
+        config, here, there = self.run_dir / "config.yaml", self.record.started_in, ""
+        if here is not None:
+            config = config.relative_to(here) if config.is_relative_to(here) else config
+            there = f"cd {shlex.quote(here)} && "
+        command = f"{there}graft {'retrain' if self.record.challenger else 'run'} {shlex.quote(str(config))}"
+        if self.config.backbone.weights.startswith("run:") and not self.record.challenger:
+            assert self.record.started_from is not None  # A name stands for its newest run.
+            command += f" --set backbone.weights=run:{shlex.quote(Path(self.record.started_from).name)}"
+        return command
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -97,7 +98,7 @@ def read(run_dir: Path) -> Run:
             RunRecord.read(run_dir / "run.json"),
             load(run_dir / "config.yaml", []),
             Report.read(run_dir / "report.json"),
-            [Epoch(**epoch) for epoch in json.loads((run_dir / "history.json").read_text(encoding="utf-8"))],
+            read_history(run_dir),
             Outputs.read(run_dir / OUTPUTS),
             manifest_of(run_dir),
             np.load(mean) if mean.is_file() else None,

@@ -11,8 +11,9 @@ from pipeline import publish
 from pipeline.artifacts import RunRecord
 from pipeline.config import Retention
 from pipeline.console import Console
+from pipeline.delivery import remove_run
+from pipeline.journal import is_delivered
 from pipeline.registry import Registry
-from pipeline.tracking import is_delivered, remove_run
 
 
 def retain(rules: Retention, registry: Registry, home: Path, runs: Path, console: Console) -> None:

@@ -25,10 +25,13 @@ from pipeline.artifacts import LEARNED_FROM, LOG, MODEL, Record, RunRecord, card
 from pipeline.config import RunConfig, seconds
 from pipeline.console import Console
 from pipeline.contents import Contents
+from pipeline.delivery import deliver, sync
 from pipeline.errors import ConfigError, DataError, GraftError, TrackingError
 from pipeline.gate import Decision
+from pipeline.journal import is_delivered, redirect
 from pipeline.judge import Verdict, judge
 from pipeline.locks import Held, Lock, locked
+from pipeline.mlflow_client import resolve_uri
 from pipeline.promotion import alone
 from pipeline.publish import Champion
 from pipeline.quiet import import_tensorflow
@@ -38,7 +41,7 @@ from pipeline.smoke import SmokeTestError, read_token, smoke_test
 from pipeline.sources import open_source
 from pipeline.sources.base import Source
 from pipeline.testset import FrozenTest
-from pipeline.tracking import Tracker, deliver, is_delivered, redirect, resolve_uri, sync
+from pipeline.tracking import Tracker
 
 Ending = Literal["nothing to do", "refused", "promoted", "failed"]
 

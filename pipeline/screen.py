@@ -28,9 +28,13 @@ from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError, GraftError
 from pipeline.feed import Pictures
 from pipeline.frozen import PLAIN, Frozen, Views
+from pipeline.ingest import mean_to_subtract
 from pipeline.model import Network
-from pipeline.prepared import Prepared, prepared
+from pipeline.pixels import PixelSpec
+from pipeline.prepared import pixel_spec, read
 from pipeline.seeding import reproducible
+from pipeline.sources import open_source
+from pipeline.splits import Splits
 
 Kernels = Literal["none", "imagenet"]
 """As backbone.weights: random, or ImageNet's."""
@@ -192,7 +196,8 @@ def config_for(config: RunConfig, name: str) -> RunConfig:
 def screen(
     config: RunConfig, names: Sequence[str], kernels: Sequence[Kernels], seeds: int, console: Console
 ) -> Generator[Screened, None, None]:
-    """Scores networks, one after the other. It leaves nothing behind.
+    """Scores networks, one after the other, those that see pictures of the same size together, which are read once.
+    It leaves nothing behind.
 
     Args:
         config: the pictures, the head and how it trains, and the first seed.
@@ -208,39 +213,50 @@ def screen(
     Raises:
         DataError: the pictures cannot be used.
     """
+    of_size: dict[int, list[RunConfig]] = {}
     for name in names:
         try:
             plain = config_for(config, name)
-            with prepared(plain, console) as p:
-                for kind in kernels:
-                    yield _screened(p, kind, seeds, console)
-        except DataError:
-            raise
-        except GraftError as error:
+        except ConfigError as error:
             for kind in kernels:
                 yield Screened(name, kind, config.image_size, problem=str(error))
+        else:
+            of_size.setdefault(plain.image_size, []).append(plain)
+    with finetune.strategy().scope():
+        for configs in of_size.values():
+            # What is done to pixels after they are read may differ, and nothing else.
+            first, spec = configs[0], pixel_spec(configs[0])
+            with read(first, open_source(first.data), spec, console) as (splits, _):
+                for plain in configs:
+                    for kind in kernels:
+                        yield _screened(plain, spec, splits, kind, seeds, console)
 
 
-def _screened(p: Prepared, kernels: Kernels, seeds: int, console: Console) -> Screened:
-    name, size = p.config.backbone.name, p.config.image_size
+def _screened(
+    config: RunConfig, spec: PixelSpec, splits: Splits, kernels: Kernels, seeds: int, console: Console
+) -> Screened:
+    name, size = config.backbone.name, config.image_size
     if kernels == "imagenet" and not BACKBONES[name].imagenet:
         return Screened(name, kernels, size, problem="there are no ImageNet weights for it")
-    labels = p.splits.validation.labels
+    labels = splits.validation.labels
     accuracies: list[float] = []
     cost = None
-    output_dir = Path(p.config.output_dir)
+    output_dir = Path(config.output_dir)
+    mean = mean_to_subtract(config.data.mean_subtraction, splits.train)
     try:
         # Not the run's own store: what random kernels make of pictures is of no use to any run.
         with (
-            tempfile.TemporaryDirectory(prefix=f".{p.config.name}-", dir=output_dir) as folder,
-            Store(Path(folder), p.config.cache.max_bytes, console.warn) as store,
+            tempfile.TemporaryDirectory(prefix=f".{config.name}-", dir=output_dir) as folder,
+            Store(Path(folder), config.cache.max_bytes, console.warn) as store,
             console.bar(f"{name}, {KERNELS[kernels]}", seeds, unit="seeds") as advance,
         ):
-            for seed in range(p.config.seed, p.config.seed + seeds):
+            pictures = Pictures.of(config, splits, spec, store)
+            for seed in range(config.seed, config.seed + seeds):
                 reproducible(seed)
-                chosen = BackboneConfig(name=name, weights=kernels, options=p.config.backbone.options)
+                chosen = BackboneConfig(name=name, weights=kernels, options=config.backbone.options)
                 backbone = weights.load(chosen, size, output_dir)
-                accuracy, seconds = _head_on(backbone, p, store, seed)
+                network = model.build(backbone, BACKBONES[name], mean, config.head, len(splits.classes))
+                accuracy, seconds = _head_on(network, config, replace(pictures, seed=seed))
                 accuracies.append(accuracy)
                 cost = cost or _cost(backbone, seconds)
                 advance(1, note=f"validation accuracy {np.mean(accuracies):.3f}")
@@ -257,15 +273,12 @@ def _cost(backbone: keras.Model, seconds: float) -> Cost:
     return Cost(backbone.count_params(), sizes.multiply_adds, seconds)
 
 
-def _head_on(backbone: keras.Model, p: Prepared, store: Store, seed: int) -> tuple[float, float]:
-    """Trains a head on a frozen backbone: its validation accuracy, and the seconds that the backbone takes for one
+def _head_on(network: Network, config: RunConfig, pictures: Pictures) -> tuple[float, float]:
+    """Trains a network's head alone: its validation accuracy, and the seconds that the backbone takes for one
     picture."""
-    config, splits = p.config, p.splits
     (phase,) = config.phases
-    network = model.build(backbone, BACKBONES[config.backbone.name], p.mean, config.head, len(splits.classes))
     # In full: what layers on layers of random kernels leave may be too small for half precision.
-    cache = Cache(use="always", dtype="float32", max_bytes=config.cache.max_bytes)
-    pictures = replace(Pictures.of(config, splits, p.spec, store), cache=cache, seed=seed)
+    pictures = replace(pictures, cache=Cache(use="always", dtype="float32", max_bytes=config.cache.max_bytes))
     features, seconds = _features(network, phase, pictures)
     network = replace(network, head=_standardised(network.head, features))
     history = finetune.finetune(network, [phase], pictures, None, Console(quiet=True), on_epoch=lambda _: None)
@@ -324,7 +337,7 @@ def _chart(rows: Sequence[Screened], title: str) -> pages.Chart | None:
         return None
     figure = pages.figure(6, 1.4 + 0.42 * len(scored))
     axes = figure.add_subplot()
-    axes.set_title(f"Validation accuracy with {title}")
+    axes.set_title("Validation accuracy")
     for place, row in enumerate(scored):
         low, high = row.interval or (row.mean, row.mean)
         axes.plot([low, high], [place, place], color=pages.LINE, linewidth=8, solid_capstyle="butt")

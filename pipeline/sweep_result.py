@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -157,6 +158,16 @@ class Outcome:
         """How many trials did not end well, in words; empty where all did."""
         count = {status: sum(row.status == status for row in self.trials) for status in ("pruned", "failed")}
         return ", ".join(f"{number} {status}" for status, number in count.items() if number)
+
+    @property
+    def none_trained(self) -> str:
+        """That all trials have failed, and the commonest reason why, in words; empty where that is not so."""
+        reasons = [row.reason for row in self.trainings if row.role == "trial" and row.status == "failed"]
+        if len(reasons) < self.planned:
+            return ""
+        (reason, count), *others = Counter(reasons).most_common()
+        which = f"{count} of them: " if others else ""
+        return f"All {self.planned} trials have failed, and there is nothing to compare the base with. {which}{reason}"
 
     @property
     def ranked(self) -> list[Training]:

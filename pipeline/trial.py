@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,10 +25,13 @@ from pipeline.console import Console
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.feed import Pictures
 from pipeline.metrics import fit_temperature, log_loss, softmax
+from pipeline.model import Network
 from pipeline.prepared import Prepared, prepared
 from pipeline.seeding import reproducible
 
-_FRESH = 20  # Trainings on one backbone: each leaves the graph of its layers a little larger.
+# Trainings of a backbone's own layers: each leaves the graph of these a little larger.
+_FRESH = 20
+_MOST_DRAWN = 10_000  # Seeds for a backbone: a few for each layer.
 
 # What of `data` only training looks at, with the pictures already read and split.
 _OF_TRAINING = {"augment", "views", "class_weights", "batch_size"}
@@ -51,28 +54,68 @@ class Score:
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """A backbone as it is before any training, and the state of the random numbers when it had been built."""
+    """A backbone as it is before any training, and the random numbers when it had been built.
+
+    Attributes:
+        seed: it was built with.
+        backbone: the network.
+        values: of its variables.
+        numbers: the states of Python's and NumPy's random numbers.
+        drawn: how many seeds Keras had drawn, where `values` are a file's: another seed's training starts from the same
+            backbone, after as many draws. None where they follow from the seed.
+        networks: on this backbone, by pooling; others share their layers below the head.
+    """
 
     seed: int
     backbone: keras.Model
     values: list[np.ndarray]
     numbers: tuple[Any, Any]
+    drawn: int | None
+    networks: dict[str, Network] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, seed: int, backbone: keras.Model) -> Self:
+    def of(cls, config: RunConfig, backbone: keras.Model) -> Self:
+        """To be called when it has just been built. The random numbers are others afterwards."""
         values = [variable.numpy().copy() for variable in backbone.variables]
-        return cls(seed, backbone, values, (random.getstate(), np.random.get_state()))
+        numbers = random.getstate(), np.random.get_state()
+        # Variables that are no weights are the states of seed generators.
+        from_file = config.backbone.weights != "none" and len(backbone.variables) == len(backbone.weights)
+        return cls(config.seed, backbone, values, numbers, _drawn(config.seed, numbers) if from_file else None)
 
-    def again(self) -> keras.Model:
-        """Puts it all back."""
+    def again(self, seed: int) -> keras.Model:
+        """Puts it all back, as it would be with this seed: the same one, or any where `drawn` is known."""
         keras.utils.clear_session(free_memory=False)
-        keras.utils.set_random_seed(self.seed)
+        keras.utils.set_random_seed(seed)
         for variable, value in zip(self.backbone.variables, self.values, strict=True):
             variable.assign(value)
-        numbers, numpys = self.numbers
-        random.setstate(numbers)
-        np.random.set_state(numpys)
+        if seed == self.seed:
+            numbers, numpys = self.numbers
+            random.setstate(numbers)
+            np.random.set_state(numpys)
+        else:
+            assert self.drawn is not None
+            for _ in range(self.drawn):
+                _draw()
         return self.backbone
+
+
+def _draw() -> None:
+    """As Keras draws a seed for each initializer and each dropout layer that is given none."""
+    random.randint(1, 1_000_000_000)
+
+
+def _drawn(seed: int, numbers: tuple[Any, Any]) -> int | None:
+    """After how many draws from a seed's beginning the states are these; None where that is never."""
+    python, (_, *numpys) = numbers
+    keras.utils.set_random_seed(seed)
+    _, *fresh = np.random.get_state()
+    if not all(np.array_equal(now, then) for now, then in zip(fresh, numpys, strict=True)):
+        return None
+    for count in range(_MOST_DRAWN):
+        if random.getstate() == python:
+            return count
+        _draw()
+    return None
 
 
 class Trainer:
@@ -145,9 +188,13 @@ class Trainer:
     def _train(self, config: RunConfig, console: Console, on_epoch: Callable[[Epoch, Score], None]) -> Score:
         ready = self._ready(config)
         start = self._started(config, ready)
-        network = model.build(
-            start.again(), BACKBONES[config.backbone.name], ready.mean, config.head, len(ready.splits.classes)
-        )
+        backbone, classes = start.again(config.seed), len(ready.splits.classes)
+        pooling = config.head.pooling
+        if pooling in start.networks:
+            network = model.with_head(start.networks[pooling], config.head, classes)
+        else:
+            network = model.build(backbone, BACKBONES[config.backbone.name], ready.mean, config.head, classes)
+            start.networks[pooling] = network
         pictures = Pictures.of(config, ready.splits, ready.spec, ready.store)
         losses: list[float] = []
         scores: list[Score] = []
@@ -170,7 +217,7 @@ class Trainer:
         self._prepared = self._start = None
         self._open.close()
         self._prepared = ready = self._open.enter_context(prepared(config, self._console))
-        self._start = _Start.of(config.seed, ready.backbone)
+        self._start = _Start.of(config, ready.backbone)
         validation = ready.splits.validation
         key = (ready.splits.classes, validation.digests, tuple(validation.labels.tolist()))
         if self._validated_on not in (None, key):
@@ -184,14 +231,15 @@ class Trainer:
         return ready
 
     def _started(self, config: RunConfig, ready: Prepared) -> _Start:
-        if self._start is None or self._start.seed != config.seed or self._uses >= _FRESH:
+        start = self._start
+        if start is None or self._uses >= _FRESH or (start.seed != config.seed and start.drawn is None):
             self._start, self._uses = None, 0
             reproducible(config.seed)
             backbone = weights.load(config.backbone, config.image_size, Path(config.output_dir))
-            self._start = _Start.of(config.seed, backbone)
-        self._uses += 1
-        model.check_phases(self._start.backbone, BACKBONES[config.backbone.name], config.phases)
-        return self._start
+            self._start = start = _Start.of(config, backbone)
+        self._uses += any(phase.unfreeze != "head" for phase in config.phases)
+        model.check_phases(start.backbone, BACKBONES[config.backbone.name], config.phases)
+        return start
 
 
 def preparation(config: RunConfig) -> str:

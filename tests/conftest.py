@@ -1,10 +1,16 @@
-"""What tests share: the command line in this process, digits small enough to train in seconds, photographs if any."""
+"""What tests share: photographs if any, stores of MLflow's, a browser."""
 
+import gc
 import os
 import shutil
+import sqlite3
+import sys
+from contextlib import closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "hymenoptera"
@@ -14,9 +20,44 @@ if KERAS_HOME.is_dir():
     os.environ.setdefault("KERAS_HOME", str(KERAS_HOME))
 
 
+# How long an example takes depends on what else the machine does.
+settings.register_profile("graft", deadline=None)
+settings.load_profile("graft")
+
+
 @pytest.fixture(autouse=True)
 def _no_tracking_server_from_outside(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_imported_stays():
+    """Python no longer looks for garbage in the half million objects of TensorFlow and MLflow. Each new network has it
+    look (Keras, `clear_session`), which took most of the time of a small one."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _databases_of_mlflow_are_copied(tmp_path_factory, monkeypatch):
+    """MLflow fills a new database by all its migrations since the first: here once, and copied from then on."""
+    utils = sys.modules.get("mlflow.store.db.utils")
+    if utils is None:
+        return  # The first database of all comes about as it does for everyone.
+    really, template = utils._initialize_tables, tmp_path_factory.getbasetemp() / "mlflow.db"
+
+    def initialize(engine):
+        if engine.dialect.name != "sqlite":
+            really(engine)
+            return
+        if not template.exists():
+            first = utils.create_sqlalchemy_engine(f"sqlite:///{template}")
+            really(first)
+            first.dispose()
+        with closing(sqlite3.connect(template)) as old, closing(sqlite3.connect(engine.url.database)) as new:
+            old.backup(new)
+
+    monkeypatch.setattr(utils, "_initialize_tables", initialize)
 
 
 @pytest.fixture
@@ -33,6 +74,42 @@ def imagenet_weights():
     if not (KERAS_HOME / "models" / "mobilenet_2_5_224_tf_no_top.h5").is_file():
         pytest.skip(f"MobileNet's weights are not in {KERAS_HOME}")
     return KERAS_HOME
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """MLflow's schema in SQLite, made once: its migrations take over a second."""
+    from pipeline.mlflow_client import connect
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with mock.patch.dict(os.environ):
+        connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def uri(tmp_path, empty_database):
+    """Of a store of the test's own; the defaults that tracking sets in the environment do not outlive it."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    with mock.patch.dict(os.environ):
+        yield f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """An empty folder of a run."""
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def export_dir(tmp_path):
+    """What stands in for a SavedModel where nobody loads it."""
+    path = tmp_path / "export" / "ants" / "1"
+    path.mkdir(parents=True)
+    (path / "saved_model.pb").write_bytes(b"graph")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from unittest import mock
 
 from pipeline import publish
 from pipeline.artifacts import MODEL, Code, Manifest, Parity, read_manifest
+from pipeline.mlflow_client import connect
 from pipeline.pixels import VERSION, PixelSpec
 from pipeline.registry import Registry, Version
-from pipeline.tracking import connect
 from tests.test_registry import a_run
 
 MANIFEST = Manifest(

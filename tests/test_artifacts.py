@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from pipeline import artifacts, config_file
 from pipeline.artifacts import BackboneIdentity, Outputs, RunRecord, read_manifest, write_atomically
+from pipeline.delivery import sync
 from pipeline.errors import ConfigError, ExportError, TrackingError
+from pipeline.mlflow_client import connect
 from pipeline.recording import recorded
-from pipeline.tracking import connect, sync
 from tests.networks import QUIET
 
 ROOT = Path(__file__).parent.parent

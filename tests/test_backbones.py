@@ -617,6 +617,8 @@ def test_an_earlier_run_that_is_not_there(tmp_path):
     write_run(tmp_path, "bees", "2026-01-02")
     with pytest.raises(WeightsError, match=r"Names of finished runs there: ants, bees\."):
         weights.load(lenet_from("run:digits"), 32, tmp_path)
+    with pytest.raises(WeightsError, match=r"Received: run:Ant\. Did you mean ants\?"):
+        weights.load(lenet_from("run:Ant"), 32, tmp_path)
 
 
 def test_an_earlier_run_of_another_network(tmp_path):

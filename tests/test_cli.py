@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from pipeline.__main__ import app
 from pipeline.activations import FILE, Store
@@ -74,6 +75,21 @@ def test_the_table_of_backbones_names_every_one(tmp_path):
     assert set(BACKBONES) <= set(words)
 
 
+def test_a_narrow_terminal_gets_every_name_whole(monkeypatch):
+    from rich.console import Console
+
+    from pipeline.__main__ import app
+    from pipeline.backbones import BACKBONES
+
+    for width, narrow in ((80, True), (250, False)):
+        monkeypatch.setattr("pipeline.commands.backbones.out", lambda width=width: Console(width=width))
+        lines = CliRunner().invoke(app, ["backbones"]).stdout.splitlines()
+        assert set(BACKBONES) <= {word for line in lines for word in line.split()[:1]}
+        assert ("The terminal is too narrow for" in lines[-1]) == narrow
+        assert max(map(len, lines)) <= width
+        assert len(lines) < 70
+
+
 def test_one_backbone_shows_its_blocks(tmp_path):
     result = graft("backbones", "mobilenet", cwd=tmp_path)
     assert "14 blocks" in result.stdout
@@ -95,8 +111,9 @@ def test_one_backbone_shows_its_blocks(tmp_path):
         (["rollback", "ants", "--reason", "bad"], 2, "Give the export.dir of its config with --export."),
         (["watch", "nowhere", "--samples", "nowhere"], 1, "Give the folder with the version number"),
         (["init", "nowhere"], 1, "nowhere"),
-        (["init", ".", "--backbone", "resnet"], 2, "There is no backbone 'resnet'. Give one of: lenet5, "),
-        (["backbones", "resnet"], 2, "There is no backbone 'resnet'"),
+        (["init", ".", "--backbone", "zzz"], 2, "There is no backbone 'zzz'. Give one of: lenet5, "),
+        (["init", ".", "--backbone", "ResNet50V2"], 2, "There is no backbone 'ResNet50V2'. Did you mean resnet50_v2?"),
+        (["backbones", "mobilnet"], 2, "There is no backbone 'mobilnet'. Did you mean mobilenet?"),
         (["predict", "nowhere", "x.png"], 1, "not a model exported by graft"),
         (["sync", "nowhere"], 1, "nowhere"),
         (["ui", "nowhere"], 1, "nowhere holds no mlflow.db"),

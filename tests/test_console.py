@@ -17,8 +17,8 @@ from benchmarks.pictures import screen, session
 from pipeline.config_file import parse
 from pipeline.console import Console, _rate
 from pipeline.errors import DataError
+from pipeline.mlflow_client import connect
 from pipeline.recording import recorded
-from pipeline.tracking import connect
 
 TRAINING = """
 import sys, time

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipeline import model, optimizers
+from pipeline import model, optimizers, pages
 from pipeline.backbones import BACKBONES, cuts, weights
 from pipeline.backbones.weights import outline
 from pipeline.commands.inspect import inspect as command
 from pipeline.config import SGD, AdamW, RMSprop
 from pipeline.config_file import parse
 from pipeline.inspection import FLOAT, by_kind, inspect, of_backbone, of_config, total
+from pipeline.inspection_chart import chart
 from pipeline.receptive import Window
 from tests.networks import network, phase
 
@@ -126,6 +127,44 @@ def test_receptive_fields_as_published(name, layer, field, stride):
     assert not found.sees_all
 
 
+@pytest.mark.parametrize(
+    ("name", "classes", "count"),
+    [
+        ("lenet5", 10, 60_856 + 84 * 10 + 10),
+        ("alexnet", 1000, 58_281_344 + 4096 * 1000 + 1000),
+        ("vgg16", 1000, 138_357_544),
+        ("vgg19", 1000, 143_667_240),
+        ("resnet50", 1000, 25_636_712),
+        ("mobilenet", 1000, 4_253_864),
+        ("mobilenet_v3_large", 1000, 5_507_432),
+        ("convnext_tiny", 1000, 28_589_128),
+    ],
+)
+def test_a_network_with_the_head_it_was_published_with(name, classes, count):
+    found = of_backbone(name, BACKBONES[name].default_size, 32).published
+    assert (found.classes, found.weights) == (classes, count)
+
+
+def test_the_published_network_has_its_own_size():
+    assert of_backbone("vgg16", 64, 32).published.weights == 138_357_544
+
+
+def test_what_the_papers_of_lenet_5_and_alexnet_count():
+    lenet = of_backbone("lenet5", 32, 32)
+    # Each map of C3 reads 3, 4 or 6 maps of S2; each of S2 and S4 has a coefficient and a bias; the output's are fixed.
+    c3 = 6 * (25 * 3 + 1) + 9 * (25 * 4 + 1) + (25 * 6 + 1)
+    fewer, more = layers_of("lenet5")["c3"].sizes.weights - c3, 2 * (6 + 16)
+    assert total(lenet.layers).weights - fewer + more == 60_000
+    assert lenet.published.paper == (
+        f"60,000 in the paper: {fewer} fewer in C3, {more} more in S2 and S4, and none that train in the head"
+    )
+    # Of what the 2nd, 4th and 5th convolution read, each GPU has half.
+    halved = sum(layers_of("alexnet")[name].sizes.weights - maps for name, maps in
+                 (("conv2", 256), ("conv4", 384), ("conv5", 256))) // 2  # fmt: skip
+    alexnet = of_backbone("alexnet", 227, 32).published
+    assert alexnet.paper.startswith(f"{alexnet.weights - halved:,} in the paper")
+
+
 # ------------------------------------------------------------------------------------------------------ the whole table
 
 
@@ -148,6 +187,8 @@ def test_every_backbone_at_its_own_size(name, monkeypatch):
     )
     assert [layer for _, layers in found.blocks for layer in layers] == list(found.layers)
     assert len(found.blocks) == len(cuts.blocks(network, row.block_end))
+    assert found.published.classes == (10 if name == "lenet5" else 1000)
+    assert found.published.weights > sums.weights
     assert found.layers[-1].output == network.output_shape[1:]
     assert 2.7 * sums.multiply_adds < sums.step_multiply_adds < 3 * sums.multiply_adds
     # The first and the last unit of a convolution along each axis see a part of the picture.
@@ -515,6 +556,7 @@ def test_a_backbone_in_words():
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.stdout.splitlines()]
     assert lines[0][:3] == ["lenet5", "without", "a"]
+    assert result.stdout.splitlines()[1].startswith("with its published head, for 10 classes: 61,706 weights; 60,000")
     assert ["s2", "14x14x6", "6", "2", "5,880", "156", "122", "k", "118", "k", "755.1", "kB"] in lines
     assert ["f6", "84", "all", "84", "10,164", "10.2", "k", "10.1", "k", "173.4", "kB"] in lines
     assert ["convolution", "79.5%", "83.3%", "97.6%"] in lines
@@ -556,8 +598,10 @@ def test_a_narrow_terminal_gets_fewer_columns(monkeypatch):
 def test_figures_as_json():
     found = json.loads(graft_inspect("alexnet", "--json", "--batch-size", 128).stdout)
     assert set(found) == {
-        "backbone", "options", "input", "classes", "batch_size", "total", "kinds", "blocks", "layers", "training",
+        "backbone", "options", "input", "classes", "published", "batch_size", "total", "kinds", "blocks", "layers",
+        "training",
     }  # fmt: skip
+    assert found["published"] == {"classes": 1000, "weights": 62_378_344}
     assert found["batch_size"] == 128
     assert found["input"] == [227, 227, 3]
     assert found["layers"][0] == {
@@ -601,6 +645,19 @@ def test_a_picture_of_many_layers_names_blocks(name, tmp_path):
     assert "conv2_block1_1_conv" not in text
 
 
+def test_a_picture_tells_a_convolution_from_what_follows_it():
+    found = of_backbone("lenet5", 32, 32)
+    with pages.drawing():
+        units, weights_, *_ = chart(found).figure.axes
+    whole, own = units.containers[:2]
+    assert [bar.get_height() for bar in own] == pytest.approx([100 * n / 8084 for n in (4704, 1600, 120, 84)])
+    assert [bar.get_height() for bar in whole] == pytest.approx([100 * n / 8084 for n in (5880, 2000, 120, 84)])
+    whole, own = weights_.containers
+    assert [bar.get_height() for bar in own] == [bar.get_height() for bar in whole]
+    labels = [text.get_text() for text in units.get_legend().get_texts()]
+    assert labels == ["convolutions", "dense layers", "what follows them: pooling, normalisation, …"]
+
+
 def test_a_picture_shows_where_phases_begin(tmp_path):
     file = tmp_path / "depth.svg"
     options = ["--set", "data.classes=[ants, bees]", "--picture", file]
@@ -613,7 +670,8 @@ def test_a_picture_shows_where_phases_begin(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["resnet"], "'resnet' is neither a config, which is a YAML file, nor a backbone. Give one of them"),
+        (["zzz"], "'zzz' is neither a config, which is a YAML file, nor a backbone. Give one of them"),
+        (["mobilnet"], "nor a backbone. Did you mean mobilenet?"),
         (["nowhere.yaml"], "Cannot read the config nowhere.yaml"),
         (["lenet5", "--image-size", "64"], "--image-size: lenet5 is defined for 32 pixels only"),
         (["vgg16", "--image-size", "16"], "--image-size: vgg16 needs at least 32 pixels. Received: 16"),

@@ -4,7 +4,6 @@ machine: nobody can see from outside whether it lives."""
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 from pipeline.console import Console
 from pipeline.errors import ConfigError, TrackingError
 from pipeline.locks import Held, Lease, Pace, locked
-from pipeline.tracking import connect
+from pipeline.mlflow_client import connect
 
 QUIET = Console(quiet=True)
 FAST = Pace(renew=0.2, expiry=2.0, poll=0.05)
@@ -105,20 +104,6 @@ def _own_environment() -> Iterator[None]:
     """Tracking sets defaults in the environment; no other test shall see them."""
     with mock.patch.dict(os.environ):
         yield
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with mock.patch.dict(os.environ):
-        connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_database: Path) -> str:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture

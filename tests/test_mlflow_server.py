@@ -14,9 +14,10 @@ import pytest
 
 from pipeline.console import Console
 from pipeline.errors import TrackingError
+from pipeline.journal import JOURNAL, STATE
 from pipeline.locks import Held, Pace, locked
+from pipeline.mlflow_client import connect
 from pipeline.registry import Registry
-from pipeline.tracking import JOURNAL, STATE, connect
 from tests.mlflow_server import BACKENDS, MlflowServer, mlflow_server
 from tests.test_locks import Job, assert_one_of
 from tests.test_registry import everything

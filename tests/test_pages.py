@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import lr_range, report, screen, sweep_page
 from pipeline.audit import audit
-from tests import test_audit, test_compare, test_gate_page, test_lr_range, test_screen, test_sweep_result
+from tests import comparing, test_audit, test_gate_page, test_lr_range, test_screen, test_sweep_result
 from tests.browser import PHONE, Tab
 from tests.defects import plant
 from tests.networks import QUIET
@@ -29,9 +29,9 @@ def data_page(folder):
 
 
 def compare_page(folder):
-    data = test_compare.pictures(folder / "data", 200)
-    runs = [test_compare.a_run(folder / "ants" / f"{i}", data, wrong=range(i, i + 30)) for i in range(3)]
-    return test_compare.written(folder, *runs)
+    data = comparing.pictures(folder / "data", 200)
+    runs = [comparing.a_run(folder / "ants" / f"{i}", data, wrong=range(i, i + 30)) for i in range(3)]
+    return comparing.written(folder, *runs)
 
 
 def gate_page(folder):
@@ -108,6 +108,21 @@ def test_it_opens_offline_and_fits(tab, page, width, scheme):
         ):
             level = sum(map(float, color[color.index("(") + 1 : -1].split(",")[:3])) / 3
             assert (level > 130) == (scheme == "dark"), (selector, color)
+
+
+@pytest.mark.parametrize(("width", "least"), [(PHONE, 6.5), (400, 8), (1400, 8)])
+def test_charts_are_read_without_scrolling_sideways(tab, page, width, least):
+    tab.open(page.as_uri(), width)
+    charts = tab.run("""
+        return [...document.querySelectorAll("svg.chart")].filter(s => s.checkVisibility()).map(s => {
+            const scale = s.getBoundingClientRect().width / s.viewBox.baseVal.width;
+            const sizes = [...s.querySelectorAll("text")].map(t => scale * parseFloat(getComputedStyle(t).fontSize));
+            return [s.ariaLabel, s.parentElement.scrollWidth - s.parentElement.clientWidth, Math.min(...sizes)];
+        });
+    """)
+    assert len(charts) == tab.run("return document.querySelectorAll('figure > div > svg.chart:first-child').length")
+    assert [name for name, hidden, _ in charts if hidden > 0] == []
+    assert [name for name, _, size in charts if size < least] == []
 
 
 def test_every_picture_is_described(tab, page):

@@ -11,9 +11,9 @@ import pytest
 from pipeline import promotion, publish
 from pipeline.artifacts import read_manifest
 from pipeline.errors import ConfigError, TrackingError
+from pipeline.mlflow_client import connect
 from pipeline.publish import Champion
 from pipeline.registry import Registry
-from pipeline.tracking import connect
 from tests.conftest import ROOT
 from tests.promoting import World, a_model, killed_everywhere, served
 from tests.stores import Heard

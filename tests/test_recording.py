@@ -9,9 +9,9 @@ import pytest
 
 from pipeline import config_file, notes
 from pipeline.errors import DataError
+from pipeline.mlflow_client import connect
 from pipeline.recording import recorded
 from pipeline.run import run
-from pipeline.tracking import connect
 from tests.networks import QUIET
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"

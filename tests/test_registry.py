@@ -2,17 +2,15 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from pipeline.errors import TrackingError
+from pipeline.mlflow_client import connect
 from pipeline.registry import Registry, ensure_model, names, register_logged_model, table
-from pipeline.tracking import connect
 
 
 @pytest.fixture(autouse=True)
@@ -20,20 +18,6 @@ def _own_environment() -> Iterator[None]:
     """Tracking sets defaults in the environment; no other test shall see them."""
     with mock.patch.dict(os.environ):
         yield
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with mock.patch.dict(os.environ):
-        connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_database: Path) -> str:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 def a_run(uri: str, **metrics: float) -> str:

@@ -1,5 +1,6 @@
 """A run that has ended, opened again: `graft report` and what it is made of."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -109,7 +110,26 @@ def test_without_weights_there_is_no_report(copied):
     assert "Traceback" not in result.output
 
 
+def test_what_repeats_the_run_goes_to_where_it_was_started(ended):
+    run_dir, _ = ended
+    there = shlex.quote(str(Path.cwd()))
+    assert report.read(run_dir).command == f"cd {there} && graft run {shlex.quote(str(run_dir / 'config.yaml'))}"
+
+
+def test_a_run_is_found_by_its_name(ended):
+    run_dir, _ = ended
+    output_dir = run_dir.parent.parent
+    page = run_dir / "report.html"
+    drawn = page.stat().st_mtime_ns
+    result = CliRunner().invoke(app, ["report", "colours", "--output-dir", str(output_dir)])
+    assert result.exit_code == 0, result.output
+    assert page.stat().st_mtime_ns > drawn
+    result = CliRunner().invoke(app, ["report", "colors", "--output-dir", str(output_dir)])
+    assert result.exit_code == 2
+    assert "colors is not a run. Did you mean colours?" in result.stderr
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     result = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert result.exit_code == 2
-    assert "it has no run.json" in result.stderr
+    assert f"{tmp_path} is not a run. A run is its folder" in result.stderr

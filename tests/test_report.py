@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -203,6 +204,20 @@ def test_strange_names_break_nothing(tmp_path):
     assert "蟻と蜂" in page
     assert "{{ 7 * 7 }}" in page
     assert r"| a\|b \# c |" in (tmp_path / "model-card.md").read_text(encoding="utf-8")
+
+
+def test_what_repeats_a_run_works_from_anywhere(tmp_path, lenet):
+    here = tmp_path / "a folder"
+    run_dir = here / "runs" / "ants" / "1"
+    run_dir.mkdir(parents=True)
+    run = ended(run_dir)
+    run = replace(run, record=run.record.model_copy(update={"started_in": str(here)}))
+    assert run.command == f"cd '{here}' && graft run runs/ants/1/config.yaml"
+    assert run.command in unescape(write(run, lenet))
+    assert run.command in (run_dir / "model-card.md").read_text(encoding="utf-8")
+    elsewhere = replace(run, record=run.record.model_copy(update={"started_in": "/home/you"}))
+    assert elsewhere.command == f"cd /home/you && graft run '{run_dir}/config.yaml'"
+    assert ended(tmp_path).command == f"graft run {tmp_path}/config.yaml"  # of a run before this was recorded
 
 
 def test_what_repeats_a_run_does_not_depend_on_later_ones(tmp_path):

@@ -1,8 +1,6 @@
 """What is removed and what is kept, with MLflow's own registry and runs; exports that nobody loads."""
 
 import fcntl
-import os
-import shutil
 from unittest import mock
 
 import pytest
@@ -11,10 +9,13 @@ from pipeline import promotion, publish
 from pipeline.artifacts import BackboneIdentity, RunRecord
 from pipeline.config import Retention
 from pipeline.console import Console
+from pipeline.delivery import deliver, remove_run
 from pipeline.errors import TrackingError
+from pipeline.journal import is_delivered
+from pipeline.mlflow_client import connect
 from pipeline.registry import Registry
 from pipeline.retention import retain
-from pipeline.tracking import Tracker, connect, deliver, is_delivered, remove_run
+from pipeline.tracking import Tracker
 from tests.promoting import a_model, served
 from tests.stores import Heard
 
@@ -24,21 +25,6 @@ RECORD = RunRecord(
     name="ants", status="finished", run_dir="", started_at="2026-01-01T00:00:00+00:00", tracking_uri="",
     backbone=BackboneIdentity(name="mobilenet", options={}, keras="3"),
 )  # fmt: skip
-
-
-@pytest.fixture
-def uri(tmp_path, empty_database):
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    with mock.patch.dict(os.environ):  # Tracking sets defaults in the environment.
-        yield f"sqlite:///{tmp_path}/mlflow.db"
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with mock.patch.dict(os.environ):
-        connect(f"sqlite:///{path}")
-    return path
 
 
 class Life:

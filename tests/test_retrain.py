@@ -19,11 +19,11 @@ from pipeline import config_file, judge, promotion, publish, retrain, testset
 from pipeline.artifacts import RunRecord, read_manifest
 from pipeline.errors import ConfigError, TrackingError
 from pipeline.locks import locked
+from pipeline.mlflow_client import resolve_uri
 from pipeline.recording import config_of
 from pipeline.refreeze import refreeze
 from pipeline.registry import Registry
 from pipeline.smoke import SmokeTestError
-from pipeline.tracking import resolve_uri
 from tests.networks import QUIET
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,8 @@ from pipeline.backbones.contracts import CONTRACTS
 from pipeline.checkpoint import Checkpoints
 from pipeline.errors import ConfigError, DataError, ExportError, WeightsError
 from pipeline.evaluate import Report
+from pipeline.mlflow_client import connect
 from pipeline.run import run
-from pipeline.tracking import connect
 from tests.networks import QUIET
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -174,8 +174,8 @@ def folder_of(here, count=40):
 
 def small(here, *overrides):
     settings = [
-        f"data.path={folder_of(here)}", "data.image_size=32", "backbone.weights=none", "backbone.name=mobilenet",
-        "backbone.options={alpha: 0.25}", "phases=[{epochs: 1, learning_rate: 0.01, unfreeze: all}]",
+        f"data.path={folder_of(here)}", "data.image_size=32", "backbone.weights=none", "backbone.name=lenet5",
+        "backbone.options={}", "phases=[{epochs: 1, learning_rate: 0.01, unfreeze: all}]",
     ]  # fmt: skip
     return config_file.load(CONFIGS / "folder.yaml", [*settings, *overrides])
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import config_file, screen
 from pipeline.config import BackboneConfig
+from pipeline.console import Console
 from pipeline.errors import ConfigError
 from pipeline.screen import Cost, Screened
 from tests.networks import QUIET
@@ -33,9 +34,21 @@ def row(*accuracies, name="lenet5", kernels="none"):
     return Screened(name, kernels, 32, accuracies, 50, 0.3, COST if accuracies else None, None if accuracies else "no")
 
 
-def screened(folder, *names, kernels=("none",), seeds=2, overrides=()):
+def screened(folder, *names, kernels=("none",), seeds=2, overrides=(), console=QUIET):
     of = config(f"output_dir={folder}", "phases.0.epochs=3", "data.classes=['0', '1', '2']", *overrides)
-    return list(screen.screen(of, names, kernels, seeds, QUIET))
+    return list(screen.screen(of, names, kernels, seeds, console))
+
+
+class Watching(Console):
+    """Keeps what bars are of."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.bars = []
+
+    def bar(self, label, *args, **options):
+        self.bars.append(label)
+        return super().bar(label, *args, **options)
 
 
 # ------------------------------------------------------------------------------------------------- what is compared
@@ -111,6 +124,17 @@ def test_the_seeds_decide_and_nothing_stays_behind(tmp_path):
     assert again.accuracies[:2] == first.accuracies
     (other,) = screened(tmp_path / "a", "lenet5", overrides=["seed=1"])
     assert other.accuracies[0] == again.accuracies[1]
+
+
+@pytest.mark.slow
+def test_pictures_are_read_once_for_each_size(tmp_path):
+    console = Watching()
+    overrides = ["data.image_size=32", "data.mean_subtraction=channel"]
+    names = ("lenet5", "mobilenet_v3_small")  # of which the second normalises by itself
+    together = screened(tmp_path, *names, seeds=1, overrides=overrides, console=console)
+    assert [label for label in console.bars if "pictures" in label] == ["reading pictures"]
+    (alone,) = screened(tmp_path, names[1], seeds=1, overrides=overrides)
+    assert [row.accuracies for row in together] == [together[0].accuracies, alone.accuracies]
 
 
 @pytest.mark.slow
@@ -191,7 +215,7 @@ def test_the_page_has_a_table_for_each_kind_of_kernels(tmp_path):
     assert "One seed gives no interval" in page
     assert "The validation split has 50 pictures" in page
     assert "&lt;gone&gt;" in page
-    assert page.count("<svg") == 1
+    assert page.count("<figure") == 1
     screen.write_page(tmp_path / "screen.html", config(), rows[:1])
     assert "ImageNet&#39;s kernels" not in (tmp_path / "screen.html").read_text()
 

@@ -9,12 +9,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from pipeline import find_run, finetune, notes, sweep, tracking
+from pipeline import delivery, find_run, finetune, mlflow_client, notes, sweep, sweep_plan
 from pipeline.artifacts import BackboneIdentity, Epoch, RunRecord
 from pipeline.config_file import load
 from pipeline.console import Console
 from pipeline.errors import CacheError, ConfigError, DataError, GraftError, WeightsError
-from pipeline.tracking import connect
+from pipeline.mlflow_client import connect
 from pipeline.trial import Score
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
@@ -57,7 +57,7 @@ class Listening(Console):
 
 
 def begin(*over, search=None, trials=None, seeds=2, overrides=()):
-    return sweep.begin(CONFIG, [*ONE_EPOCH, *overrides], over, search, trials, seeds, "graft sweep CONFIG")
+    return sweep_plan.begin(CONFIG, [*ONE_EPOCH, *overrides], over, search, trials, seeds, "graft sweep CONFIG")
 
 
 class Reckoner:
@@ -113,7 +113,7 @@ def test_a_grid_leaves_a_table_a_page_the_winner_and_runs_in_mlflow(here):
     # Whoever looks for runs finds none here.
     assert find_run.recorded(here / "runs") == {}
 
-    client = connect(tracking.default_uri(here / "runs"))
+    client = connect(mlflow_client.default_uri(here / "runs"))
     experiment = client.get_experiment_by_name("digits-0-4")
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
@@ -160,10 +160,10 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_end(search, trials, traine
     assert f"{last} of {trials} trials have ended" in (begun.folder / "sweep.html").read_text()
 
     listening = Listening()
-    resumed = sweep.run(sweep.reopened(begun.folder), listening)
+    resumed = sweep.run(sweep_plan.reopened(begun.folder), listening)
     assert figures(resumed) == figures(whole)
     assert not [line for line in listening.lines if line.startswith(("base", f"trial {last}/"))]
-    client = connect(tracking.default_uri(here / "runs"))
+    client = connect(mlflow_client.default_uri(here / "runs"))
     run_id = json.loads((begun.folder / "tracking.state.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
 
@@ -176,9 +176,42 @@ def test_a_trial_that_fails_has_its_reason_and_the_others_go_on(folder, here):
     assert (failed.status, finished.status) == ("failed", "finished")
     assert "Training diverged" in failed.reason
     assert "diverged" in (outcome.folder / "sweep.html").read_text()
-    client = connect(tracking.default_uri(here / "runs"))
+    client = connect(mlflow_client.default_uri(here / "runs"))
     run_id = json.loads((outcome.folder / "trials" / "0001" / "tracking.state.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FAILED"
+
+
+@pytest.mark.slow
+def test_what_a_trial_changes_in_the_data_fails_that_trial_alone(folder, here):
+    pictures, overrides = folder
+    over = ("data.test_fraction=[0.001, 0.15]", "head.dropout=[0.1]")
+    outcome = sweep.run(begin(*over, overrides=overrides), Listening())
+    failed, finished = outcome.trials
+    assert (failed.status, finished.status) == ("failed", "finished")
+    assert "The test split is empty" in failed.reason
+    assert "The test split is empty" in (outcome.folder / "sweep.html").read_text()
+
+    def take_away(line):
+        if line.startswith("trial 1/2"):
+            pictures.rename(here / "away")
+
+    begun = begin("data.crop=[0.9, 0.8]", overrides=overrides)
+    with pytest.raises(DataError, match=r"nothing at data\.path.*goes on.*--resume"):
+        sweep.run(begun, Listening(take_away))
+    assert [row.status for row in sweep.outcome_of(begun).trials] == ["finished"]
+    (here / "away").rename(pictures)
+    resumed = sweep.run(sweep_plan.reopened(begun.folder), Listening())
+    assert [row.status for row in resumed.trials] == ["finished", "finished"]
+
+
+@pytest.mark.slow
+def test_a_sweep_of_which_all_trials_fail_says_why(folder):
+    begun = begin("data.test_fraction=[0.001]", "head.dropout=[0.1, 0.2]", overrides=folder[1])
+    for again in (begun, sweep_plan.reopened(begun.folder)):
+        with pytest.raises(GraftError, match=r"All 2 trials have failed.*The test split is empty.*sweep\.html"):
+            sweep.run(again, Listening())
+    assert "The test split is empty" in (begun.folder / "sweep.html").read_text()
+    assert not [row for row in sweep.outcome_of(begun).trainings if row.role == "seed of winner"]
 
 
 @pytest.mark.slow
@@ -195,7 +228,7 @@ def test_a_sweep_goes_on_with_the_same_pictures_alone(folder, here):
 
     def stops(words):
         with pytest.raises(DataError, match=words):
-            sweep.run(sweep.reopened(begun.folder), Listening())
+            sweep.run(sweep_plan.reopened(begun.folder), Listening())
         assert [row.name for row in sweep.outcome_of(begun).trainings] == ["base"]  # Nothing is taken for a failure.
 
     pictures.rename(here / "away")
@@ -204,7 +237,7 @@ def test_a_sweep_goes_on_with_the_same_pictures_alone(folder, here):
     (pictures / "dark" / "0.png").rename(here / "0.png")
     stops("the data has changed since it began")
     (here / "0.png").rename(pictures / "dark" / "0.png")
-    assert {row.status for row in sweep.run(sweep.reopened(begun.folder), Listening()).trainings} == {"finished"}
+    assert {row.status for row in sweep.run(sweep_plan.reopened(begun.folder), Listening()).trainings} == {"finished"}
 
 
 @pytest.mark.slow
@@ -226,7 +259,7 @@ def test_what_lies_with_the_machine_stops_a_sweep_that_can_go_on(folder, monkeyp
     (failed,) = sweep.outcome_of(begun).trials  # Of the two, the one whose config asks for too much.
     assert (failed.status, failed.number) == ("failed", 1)
     assert "not enough memory" in failed.reason
-    resumed = sweep.run(sweep.reopened(begun.folder), Listening())
+    resumed = sweep.run(sweep_plan.reopened(begun.folder), Listening())
     assert [row.status for row in resumed.trials] == ["failed", "finished"]
 
 
@@ -245,9 +278,9 @@ def test_a_run_to_start_from_is_the_same_to_the_end(here):
     begun = begin("head.dropout=[0.1]", overrides=["backbone.weights=run:mother"])
     varied = begin("backbone.weights=[none, 'run:mother']")
     finish("second", "2026-01-02")
-    again = sweep.reopened(begun.folder)
+    again = sweep_plan.reopened(begun.folder)
     assert {again.base.backbone.weights, again.config(again.grid[0]).backbone.weights} == {"run:first"}
-    varied = sweep.reopened(varied.folder)
+    varied = sweep_plan.reopened(varied.folder)
     assert {varied.config(point).backbone.weights for point in varied.grid} == {"none", "run:first"}
     with pytest.raises(WeightsError, match="no finished run"):
         begin("head.dropout=[0.1]", overrides=["backbone.weights=run:father"])
@@ -278,21 +311,21 @@ def test_mlflow_may_be_away_and_gets_everything_later(folder, here, monkeypatch)
         raise ConnectionError("nobody is there")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "connect", away)
+        patch.setattr(delivery, "connect", away)
         listening = Listening()
         outcome = sweep.run(begin("phases.0.learning_rate=[1e-7]", overrides=folder[1]), listening)
     assert len(listening.warnings) == 2  # when it was noticed, and at the end
     assert f"graft sync {outcome.folder}" in listening.warnings[-1]
 
-    delivery = tracking.sync(outcome.folder, Listening())
-    assert delivery.records > 10
-    client = connect(tracking.default_uri(here / "runs"))
+    delivered = delivery.sync(outcome.folder, Listening())
+    assert delivered.records > 10
+    client = connect(mlflow_client.default_uri(here / "runs"))
     runs = client.search_runs([client.get_experiment_by_name("digits-0-4").experiment_id])
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    assert [run.info.run_id for run in parents] == [delivery.run_id]
-    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, delivery.run_id}
+    assert [run.info.run_id for run in parents] == [delivered.run_id]
+    assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, delivered.run_id}
     assert len(runs) == 1 + len(outcome.trainings)
-    assert tracking.sync(outcome.folder, Listening()).records == 0
+    assert delivery.sync(outcome.folder, Listening()).records == 0
 
 
 @pytest.mark.slow
@@ -326,7 +359,7 @@ def test_every_combination_is_checked_before_anything_is_made(over, options, wor
 
 def test_a_folder_that_is_no_sweep_is_named(here):
     with pytest.raises(ConfigError, match=r"must hold a sweep\.json"):
-        sweep.reopened(here)
+        sweep_plan.reopened(here)
 
 
 def test_a_password_is_kept_nowhere_but_in_the_journal(here):
@@ -335,7 +368,7 @@ def test_a_password_is_kept_nowhere_but_in_the_journal(here):
     journal = begun.folder / "tracking.jsonl"
     assert "secret" in journal.read_text()
     assert journal.stat().st_mode & 0o077 == 0
-    option, why = sweep.reopened(begun.folder).place
+    option, why = sweep_plan.reopened(begun.folder).place
     assert option == " --set 'tracking.uri=http://me:***@127.0.0.1:9'"
     assert "password in place of ***" in why
     assert begin("head.dropout=[0.1]").place == ("", "")

@@ -173,7 +173,7 @@ def test_the_page_shows_the_winner_every_trial_and_a_chart_of_each_key(tmp_path)
     text = page(tmp_path, outcome(tmp_path, base(), *rows, training(5, None, None, status="failed", reason="<NaN>")))
     assert "phases.0.learning_rate=0.005, head.pooling=avg" in text
     assert "&lt;NaN&gt;" in text
-    assert text.count("<svg") == 2 + len(KEYS)
+    assert text.count("<figure") == 2 + len(KEYS)
     assert text.count("<tr") == 1 + 6 + 1 + 1  # the trials with their heading, the seeds' heading, a fact
     assert not re.search(r'(src|href)="http', text)
     for label in re.findall(r'role="img" aria-label="([^"]*)"', text):
@@ -229,4 +229,4 @@ def test_a_page_takes_any_values(losses, words, low, factor, ranged, tmp_path):
         for number, loss in enumerate(losses, start=1)
     ]
     text = page(tmp_path, outcome(tmp_path, base(), *rows, ranged=ranged))
-    assert text.count("<svg") == 2 + len(KEYS)
+    assert text.count("<figure") == 2 + len(KEYS)

@@ -5,7 +5,6 @@ import contextlib
 import json
 import math
 import os
-import pickle
 import shutil
 import signal
 import socket
@@ -19,125 +18,25 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 
-from pipeline import config, config_file
 from pipeline.console import Console
-from pipeline.errors import ConfigError, TrackingError
-from pipeline.tracking import JOURNAL, STATE, Dataset, Tracker, connect, deliver, pages, resolve_uri
+from pipeline.delivery import deliver
+from pipeline.errors import TrackingError
+from pipeline.journal import JOURNAL, STATE
+from pipeline.mlflow_client import connect, experiment_pages
+from pipeline.tracking import Tracker
+from tests.tracked import PICTURES, assert_delivered_once, contents, picture, whole_run
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_environment() -> Iterator[None]:
     """Tracking sets defaults in the environment; no other test shall see them."""
     with mock.patch.dict(os.environ):
-        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's schema, made once: its migrations take over a second."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    with mock.patch.dict(os.environ):
-        connect(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(tmp_path: Path, empty_database: Path) -> str:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path}/mlflow.db"
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    path = tmp_path / "run"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def export_dir(tmp_path: Path) -> Path:
-    """What stands in for a SavedModel where nobody loads it."""
-    path = tmp_path / "export" / "ants" / "1"
-    path.mkdir(parents=True)
-    (path / "saved_model.pb").write_bytes(b"graph")
-    return path
-
-
-PICTURES = Dataset("ants", "d" * 12, "local", "/pictures", {"pictures": 244, "ant": 120, "bee": 124})
-
-
-def picture() -> bytes:
-    from PIL import Image
-
-    stream = BytesIO()
-    Image.new("RGB", (8, 8), (200, 10, 10)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def whole_run(run_dir: Path, uri: str, export_dir: Path) -> Tracker:
-    """Everything a run says, once."""
-    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
-    tracker.params({"seed": 0, "data.path": "pictures"})
-    tracker.tags({"graft.code_commit": "abc"})
-    tracker.dataset(PICTURES, "training")
-    for step in range(3):
-        tracker.metrics({"loss": 1 / (step + 1), "accuracy": 0.5}, step)
-    (run_dir / "report.json").write_text("{}")
-    tracker.artifact(run_dir / "report.json")
-    tracker.model("ants", export_dir, picture())
-    tracker.version("ants", {})
-    tracker.finish("FINISHED")
-    return tracker
-
-
-def contents(uri: str) -> dict[str, Any]:
-    """What a store holds of the experiment `insects`; lists, so that something that is there twice shows."""
-    client = connect(uri)
-    experiment = client.get_experiment_by_name("insects")
-    runs = client.search_runs([experiment.experiment_id])
-    models = client.search_logged_models([experiment.experiment_id])
-    return {
-        "runs": [(run.info.run_name, run.info.status) for run in runs],
-        "params": [run.data.params for run in runs],
-        "commits": [run.data.tags["graft.code_commit"] for run in runs],
-        "loss": [[(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")] for run in runs],
-        "datasets": [data.dataset.name for run in runs for data in run.inputs.dataset_inputs],
-        "artifacts": [file.path for run in runs for file in client.list_artifacts(run.info.run_id)],
-        "models": [(model.status, model.source_run_id) for model in models],
-        "outputs": [output.model_id for run in runs for output in run.outputs.model_outputs],
-        "versions": [(v.name, int(v.version), v.run_id) for v in client.search_model_versions()],
-    }
-
-
-def expected(run_id: str, model_id: str) -> dict[str, Any]:
-    return {
-        "runs": [("ants", "FINISHED")],
-        "params": [{"seed": "0", "data.path": "pictures"}],
-        "commits": ["abc"],
-        "loss": [[(0, 1.0), (1, 1 / 2), (2, 1 / 3)]],
-        "datasets": ["ants"],
-        "artifacts": ["report.json"],
-        "models": [("READY", run_id)],
-        "outputs": [model_id],
-        "versions": [("ants", 1, run_id)],
-    }
-
-
-def assert_delivered_once(run_dir: Path, uri: str) -> None:
-    found = contents(uri)
-    run_id = json.loads((run_dir / STATE).read_text())["run_id"]
-    assert found == expected(run_id, found["outputs"][0])
-
-
-# ------------------------------------------------------------------------------------------------------------- content
 
 
 def test_mlflow_shows_what_the_run_said(run_dir: Path, uri: str, export_dir: Path) -> None:
@@ -258,7 +157,7 @@ def test_a_part_outlives_the_run_that_it_was_part_of(run_dir: Path, uri: str) ->
 def test_an_experiment_describes_itself_and_has_a_view_to_compare_runs_by(run_dir: Path, uri: str) -> None:
     Tracker(run_dir, uri, "insects", "ants", Console())
 
-    (page,) = pages(uri).values()
+    (page,) = experiment_pages(uri).values()
     key = page.rpartition("viewStateShareKey=")[2]
     experiment = connect(uri).get_experiment_by_name("insects")
     assert f"/experiments/{experiment.experiment_id}/runs?" in page
@@ -275,20 +174,6 @@ def test_what_somebody_wrote_about_an_experiment_stays(run_dir: Path, uri: str) 
     client.create_experiment("insects", tags={"mlflow.note.content": "mine"})
     Tracker(run_dir, uri, "insects", "ants", Console())
     assert client.get_experiment_by_name("insects").tags["mlflow.note.content"] == "mine"
-
-
-def test_a_journal_of_an_earlier_version_can_be_delivered(run_dir: Path, uri: str, export_dir: Path) -> None:
-    lines: list[dict[str, Any]] = [
-        {"kind": "run", "id": "1" * 32, "uri": uri, "experiment": "insects", "name": "ants", "time": 1},
-        {"kind": "dataset", "name": "ants", "digest": "d", "source_type": "local", "source": "{}", "profile": "{}",
-         "context": "training"},
-        {"kind": "model", "export_dir": str(export_dir), "example": base64.b64encode(picture()).decode()},
-        {"kind": "version", "name": "ants", "tags": {}},
-        {"kind": "status", "status": "FINISHED", "time": 2},
-    ]  # fmt: skip
-    (run_dir / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert deliver(run_dir, Console()).records == 5
-    assert [model.name for model in connect(uri).search_logged_models(["1"])] == ["model"]
 
 
 def test_many_and_long_params_fit(run_dir: Path, uri: str) -> None:
@@ -332,185 +217,7 @@ def test_artifacts_go_where_they_are_told(run_dir: Path, uri: str) -> None:
     assert found == {"plots/loss.png", "pictures/loss.png", "report.json"}
 
 
-def test_a_file_that_is_gone_is_a_warning(run_dir: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
-    tracker.artifact(run_dir / "gone.png")
-    tracker.model("ants", run_dir / "gone", picture())
-    tracker.version("ants", {})
-    tracker.finish("FAILED")
-
-    assert connect(uri).get_run(tracker.run_id).info.status == "FAILED"
-    warnings = capsys.readouterr().err
-    assert "gone.png is no longer there" in warnings
-    assert "exported model" in warnings
-
-
-@pytest.mark.slow
-def test_the_model_predicts_and_nothing_is_unpickled(
-    run_dir: Path, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import cloudpickle
-    import mlflow
-    import numpy as np
-    import pandas
-    import tensorflow as tf
-
-    class Reddest(tf.Module):
-        """The label is the strongest channel."""
-
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
-        def __call__(self, image_bytes: Any) -> Any:
-            def mean(encoded: Any) -> Any:
-                pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-                return tf.reduce_mean(tf.cast(pixels, tf.float32), [0, 1]) / 64
-
-            probabilities = tf.nn.softmax(tf.map_fn(mean, image_bytes, fn_output_signature=tf.float32))
-            label = tf.gather(["red", "green", "blue"], tf.argmax(probabilities, -1))
-            return {"probabilities": probabilities, "label": label, "score": tf.reduce_max(probabilities, -1)}
-
-    module = Reddest()
-    tf.saved_model.save(module, str(tmp_path / "export"), {"serving_default": module.__call__})
-    tracker = Tracker(run_dir, uri, "insects", "ants", Console())
-    tracker.model("ants", tmp_path / "export", picture())
-    tracker.version("ants", {})
-    (version,) = connect(uri).search_model_versions("name = 'ants'")
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("something was unpickled")
-
-    for library in (pickle, cloudpickle):
-        monkeypatch.setattr(library, "load", refuse)
-        monkeypatch.setattr(library, "loads", refuse)
-    model = mlflow.pyfunc.load_model(version.source)
-    result = model.predict(pandas.DataFrame({"image": [picture(), picture()]}))
-
-    assert result["label"].tolist() == ["red", "red"]
-    probabilities = np.array(result["probabilities"].tolist())
-    assert probabilities.shape == (2, 3)
-    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
-    np.testing.assert_allclose(result["score"], probabilities[:, 0])
-    assert [column.name for column in model.metadata.signature.inputs] == ["image"]
-    assert [column.name for column in model.metadata.signature.outputs] == ["label", "score", "probabilities"]
-
-    folder = Path(mlflow.artifacts.download_artifacts(version.source))
-    assert f"tensorflow=={tf.__version__}" in (folder / "requirements.txt").read_text().splitlines()
-
-    from mlflow.pyfunc.scoring_server import invocations
-
-    request = (folder / "serving_input_example.json").read_text()
-    answer = invocations(request, "application/json", model, model.metadata.get_input_schema())
-    (row,) = json.loads(answer.response)["predictions"]
-    assert row["label"] == "red"
-    assert row["probabilities"] == pytest.approx(probabilities[0])
-
-
-# ------------------------------------------------------------------------------------------------------------ delivery
-
-
-def test_a_second_delivery_does_nothing(run_dir: Path, uri: str, export_dir: Path) -> None:
-    whole_run(run_dir, uri, export_dir)
-    before = (run_dir / STATE).stat().st_mtime_ns
-
-    assert deliver(run_dir, Console()).records == 0
-    assert (run_dir / STATE).stat().st_mtime_ns == before
-    assert_delivered_once(run_dir, uri)
-
-
-def test_nothing_is_doubled_when_the_state_is_lost(run_dir: Path, uri: str, export_dir: Path) -> None:
-    tracker = whole_run(run_dir, uri, export_dir)
-    run_id = tracker.run_id
-    (run_dir / STATE).unlink()
-
-    delivery = deliver(run_dir, Console())
-
-    assert (delivery.run_id, delivery.records) == (run_id, 11)
-    assert_delivered_once(run_dir, uri)
-
-
-@pytest.mark.parametrize("delivered", range(1, 11))
-def test_nothing_is_doubled_when_the_state_is_behind(run_dir: Path, uri: str, export_dir: Path, delivered: int) -> None:
-    tracker = whole_run(run_dir, uri, export_dir)
-    (run_dir / STATE).write_text(json.dumps({"run_id": tracker.run_id, "delivered": delivered}))
-
-    assert deliver(run_dir, Console()).records == 11 - delivered
-    assert_delivered_once(run_dir, uri)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        "create_run",
-        "log_inputs",
-        "log_artifact",
-        "create_logged_model",
-        "log_model_artifacts",
-        "finalize_logged_model",
-        "log_outputs",
-        "create_registered_model",
-        "create_model_version",
-        "set_logged_model_tags",
-        "set_terminated",
-    ],
-)
-@pytest.mark.parametrize("done", [False, True], ids=["lost", "answer lost"])
-def test_each_call_may_fail_once(
-    run_dir: Path, uri: str, export_dir: Path, capsys: pytest.CaptureFixture[str], call: str, done: bool
-) -> None:
-    """The store goes away at one call, which it may have obeyed, until the run has ended."""
-    from mlflow import MlflowClient
-
-    really = getattr(MlflowClient, call)
-
-    def fail(*args: Any, **kwargs: Any) -> None:
-        if done and not calls:
-            calls.append(call)
-            really(*args, **kwargs)
-        raise ConnectionError("the line went dead")
-
-    calls: list[str] = []
-    with mock.patch.object(MlflowClient, call, fail):
-        whole_run(run_dir, uri, export_dir)
-    assert "the line went dead" in capsys.readouterr().err
-
-    deliver(run_dir, Console())
-
-    assert_delivered_once(run_dir, uri)
-
-
-def test_deliveries_at_the_same_time_take_turns(run_dir: Path, uri: str, export_dir: Path) -> None:
-    from mlflow import MlflowClient
-
-    with mock.patch.object(MlflowClient, "create_run", side_effect=ConnectionError):
-        whole_run(run_dir, uri, export_dir)
-    with ThreadPoolExecutor(4) as pool:
-        deliveries = list(pool.map(lambda _: deliver(run_dir, Console()), range(4)))
-
-    assert sorted(delivery.records for delivery in deliveries) == [0, 0, 0, 11]
-    assert_delivered_once(run_dir, uri)
-
-
-def test_half_a_line_at_the_end_is_left_out(run_dir: Path, uri: str, export_dir: Path) -> None:
-    whole_run(run_dir, uri, export_dir)
-    with (run_dir / JOURNAL).open("a") as journal:
-        journal.write('{"kind": "met')
-
-    assert deliver(run_dir, Console()).records == 0
-    assert_delivered_once(run_dir, uri)
-
-
-def test_a_folder_without_a_journal(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrackingError, match=r"nothing to deliver: .* holds no tracking\.jsonl\. Give the folder of a run"
-    ):
-        deliver(tmp_path, Console())
-    with pytest.raises(TrackingError, match="holds no"):
-        deliver(tmp_path / "absent", Console())
-    (tmp_path / JOURNAL).touch()
-    with pytest.raises(TrackingError, match="is empty"):
-        deliver(tmp_path, Console())
-
-
-# -------------------------------------------------------------------------------------------------------- server away
+# ------------------------------------------------------------------------------------------------------- server away
 
 
 @pytest.fixture
@@ -631,52 +338,3 @@ def test_a_server_that_comes_and_goes_has_everything_once(
         (run_dir / STATE).unlink()
         assert deliver(run_dir, Console()).records == 11
         assert_delivered_once(run_dir, server)
-
-
-# ------------------------------------------------------------------------------------------------------------- address
-
-
-def a_config(output_dir: Path, uri: str | None = None) -> config.RunConfig:
-    return config_file.parse(
-        {
-            "name": "ants",
-            "data": {"source": "digits"},
-            "backbone": {"name": "mobilenet", "weights": "none"},
-            "tracking": {"uri": uri},
-            "output_dir": str(output_dir),
-        }
-    )
-
-
-def test_the_config_then_the_environment_then_a_database_in_the_output_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert resolve_uri(a_config(tmp_path)) == f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert resolve_uri(a_config(tmp_path)) == "http://tracking:5000"
-    assert resolve_uri(a_config(tmp_path, "https://other")) == "https://other"
-    assert resolve_uri(a_config(tmp_path, "databricks")) == "databricks"
-
-
-def test_relative_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert resolve_uri(a_config(Path("runs"))) == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert resolve_uri(a_config(Path("runs"), "sqlite:///my.db?timeout=5")) == f"sqlite:///{tmp_path}/my.db?timeout=5"
-
-
-@pytest.mark.parametrize("uri", ["mlruns", "./mlruns", "/data/mlruns", "file:///data/mlruns", "file:mlruns"])
-def test_plain_folders_are_refused(tmp_path: Path, uri: str) -> None:
-    with pytest.raises(ConfigError, match=f"names a plain folder.*Allowed: .*sqlite:///.*Received: {uri}"):
-        resolve_uri(a_config(tmp_path, uri))
-
-
-def test_an_awkward_output_folder(tmp_path: Path, empty_database: Path) -> None:
-    folder = tmp_path / "a b%20c?d#ü"
-    (folder / "run").mkdir(parents=True)
-    shutil.copy(empty_database, folder / "mlflow.db")
-    (folder / "run" / "report.json").write_text("{}")
-    tracker = Tracker(folder / "run", resolve_uri(a_config(folder)), "insects", "ants", Console())
-    tracker.artifact(folder / "run" / "report.json")
-
-    assert tracker.run_id is not None
-    assert [path.name for path in (folder / "mlartifacts").rglob("report.json")] == ["report.json"]

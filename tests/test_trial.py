@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from pipeline import config_file, finetune
 from pipeline.artifacts import Epoch
-from pipeline.config import EarlyStopping
+from pipeline.backbones import weights
+from pipeline.config import BackboneConfig, EarlyStopping
 from pipeline.errors import ConfigError, GraftError, TrainingError
 from pipeline.run import run
 from pipeline.trial import Trainer, kept, preparation
@@ -20,6 +21,8 @@ TWO_PHASES = (
     "phases=[{epochs: 2, learning_rate: 1e-2, unfreeze: head},"
     " {epochs: 1, learning_rate: 1e-3, unfreeze: {from: c5}, schedule: cosine}]"
 )
+
+HEAD_ALONE = "phases=[{epochs: 2, learning_rate: 1e-2, unfreeze: head}]"
 
 
 @pytest.fixture
@@ -35,23 +38,47 @@ def digits(*overrides):
 def figures(trainer, config):
     epochs = []
     trainer.train(config, QUIET, lambda epoch, score: epochs.append(epoch))
+    return losses(epochs)
+
+
+def of_run(config):
+    record = run(config, QUIET)
+    return losses(Epoch(**epoch) for epoch in json.loads((Path(record.run_dir) / "history.json").read_text()))
+
+
+def losses(epochs):
     return [(epoch.loss, epoch.accuracy, epoch.validation_loss, epoch.validation_accuracy) for epoch in epochs]
 
 
 @pytest.mark.slow
 def test_a_training_is_that_of_a_run_whatever_was_trained_before_it(here):
-    record = run(digits(), QUIET)
-    history = [Epoch(**epoch) for epoch in json.loads((Path(record.run_dir) / "history.json").read_text())]
-    of_run = [(epoch.loss, epoch.accuracy, epoch.validation_loss, epoch.validation_accuracy) for epoch in history]
+    expected = of_run(digits())
     with Trainer(QUIET) as trainer:
         first = figures(trainer, digits())
         other = figures(trainer, digits("head.hidden_units=[32]", "data.batch_size=16"))
         another_seed = figures(trainer, digits("seed=1"))
         smaller = figures(trainer, digits("data.crop=0.8"))
         again = figures(trainer, digits())
-    assert first == of_run  # to the last bit
-    assert again == of_run
+    assert first == expected  # to the last bit
+    assert again == expected
     assert len({str(each) for each in (first, other, another_seed, smaller)}) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phases", [TWO_PHASES, HEAD_ALONE])
+def test_a_backbone_from_a_file_is_built_once_for_all_seeds(phases, here, monkeypatch):
+    weights.load(BackboneConfig(name="lenet5", weights="none"), 32, here).save_weights("lenet5.weights.h5")
+    of_file = (phases, "backbone.weights=lenet5.weights.h5", "head.hidden_units=[16]")
+    of_runs = [of_run(digits(*of_file, f"seed={seed}")) for seed in (1, 0)]
+    loads = []
+    load = weights.load
+    monkeypatch.setattr(weights, "load", lambda *args: loads.append(args) or load(*args))
+    with Trainer(QUIET) as trainer:
+        figures(trainer, digits(*of_file, "head.dropout=0.5"))
+        assert [figures(trainer, digits(*of_file, f"seed={seed}")) for seed in (1, 0)] == of_runs  # to the last bit
+        assert len(loads) == 1
+        assert figures(trainer, digits(*of_file, "head.pooling=max")) == of_runs[1]  # LeNet-5 ends in a vector.
+    assert of_runs[0] != of_runs[1]
 
 
 @pytest.mark.slow

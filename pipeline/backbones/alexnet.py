@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import keras
 
 
-def _build(input_shape: tuple[int, int, int], weights: None) -> "keras.Model":
+def _build(input_shape: tuple[int, int, int], weights: None, include_top: bool = False) -> "keras.Model":
     """CONV1 to FC7 and its dropout. Initialised as in section 5 of the paper.
 
     Weights are drawn from N(0, 0.01²). Biases are 1 in the 2nd, 4th and 5th convolution and the dense layers, which
@@ -57,6 +57,8 @@ def _build(input_shape: tuple[int, int, int], weights: None) -> "keras.Model":
     x = layers.Flatten(name="flatten")(x)  # 9216
     x = layers.Dropout(0.5, name="drop6")(dense("fc6")(x))
     x = layers.Dropout(0.5, name="drop7")(dense("fc7")(x))
+    if include_top:
+        x = layers.Dense(1000, name="fc8")(x)
     return keras.Model(image, x, name="alexnet")
 
 
@@ -72,5 +74,6 @@ ALEXNET = [
         cuts="after every layer; blocks end at norm1, norm2, conv3, conv4, pool5, drop6, drop7",
         imagenet=False,
         fixed_size=True,
+        paper="60,965,224 in the paper, whose 2nd, 4th and 5th convolution are divided between two GPUs",
     ),
 ]

@@ -13,14 +13,14 @@ ContractName = Literal["caffe", "tf", "torch", "in-model", "grey", "alexnet"]
 
 @dataclass(frozen=True)
 class Backbone:
-    """One network, without its classification layer.
+    """One network, to be used without its classification layer.
 
     Attributes:
         name: as written in a config.
         family: the heading it is listed under.
         build: makes the network. Called as `build(input_shape=(H, W, C), weights=None | "imagenet", **options)`, C the
             contract's channels. Returns a functional `keras.Model` from normalised pixels to feature maps [N, h, w, c]
-            or features [N, d].
+            or features [N, d]; with `include_top=True` to the classes that it was published for.
         default_size: side of the input picture it was designed for, in pixels.
         min_size: smallest side it accepts, in pixels.
         contract: how pixels are normalised for it, a row of `contracts.CONTRACTS`.
@@ -30,6 +30,7 @@ class Backbone:
         options: names of the builder's own options.
         imagenet: whether Keras publishes ImageNet weights for it.
         fixed_size: whether only `default_size` is accepted.
+        paper: where its paper counts other weights, how many and why, for `graft inspect`.
     """
 
     name: str
@@ -43,12 +44,15 @@ class Backbone:
     options: tuple[str, ...] = ()
     imagenet: bool = True
     fixed_size: bool = False
+    paper: str = ""
 
 
 def application(name: str) -> "Callable[..., keras.Model]":
-    """A builder for one of `keras.applications`, without its top."""
+    """A builder for one of `keras.applications`."""
 
-    def build(input_shape: tuple[int, int, int], weights: str | None, **options: Any) -> "keras.Model":
+    def build(
+        input_shape: tuple[int, int, int], weights: str | None, include_top: bool = False, **options: Any
+    ) -> "keras.Model":
         import keras
         from keras.src.backend.common import global_state
 
@@ -58,7 +62,7 @@ def application(name: str) -> "Callable[..., keras.Model]":
         counters = global_state.get_global_attribute("object_name_uids")
         global_state.set_global_attribute("object_name_uids", defaultdict(int))
         try:
-            return builder(include_top=False, weights=weights, input_shape=input_shape, **options)
+            return builder(include_top=include_top, weights=weights, input_shape=input_shape, **options)
         finally:
             global_state.set_global_attribute("object_name_uids", counters)
 

@@ -18,7 +18,7 @@ from pipeline.artifacts import BackboneIdentity
 from pipeline.backbones import BACKBONES
 from pipeline.backbones.contracts import CONTRACTS
 from pipeline.config import BackboneConfig
-from pipeline.errors import ConfigError, WeightsError
+from pipeline.errors import ConfigError, WeightsError, did_you_mean
 
 if TYPE_CHECKING:
     import keras
@@ -78,15 +78,27 @@ def outline(name: str, image_size: int, **options: Any) -> "keras.Model":
     Raises:
         ConfigError: the builder refuses an option's value.
     """
+    with _without_memory():
+        return _build(BackboneConfig(name=name, weights="none", options=options), image_size)
+
+
+def published(name: str) -> "keras.Model":
+    """As `outline`, at its own size and with its classification layer: for ImageNet's 1000 classes, LeNet-5's 10."""
+    row = BACKBONES[name]
+    with _without_memory():
+        return row.build(input_shape=_input_shape(name, row.default_size), weights=None, include_top=True)
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
     import keras
     from keras.src.backend.common import global_state
 
     # Keras keeps a list of variables that await their values, and would fill it in at the next occasion.
     pending = list(global_state.get_global_attribute("uninitialized_variables", []))
     with keras.StatelessScope(initialize_variables=False):
-        backbone = _build(BackboneConfig(name=name, weights="none", options=options), image_size)
+        yield
     global_state.set_global_attribute("uninitialized_variables", pending)
-    return backbone
 
 
 def digest(model: "keras.Model") -> str:
@@ -194,10 +206,14 @@ def _file_of_run(config: BackboneConfig, output_dir: Path) -> Path:
     runs = find_run.finished(output_dir)
     folder = find_run.newest(reference, runs)
     if folder is None:
+        known = (run.name for run in runs.values())
+        allowed = (
+            f"Names of finished runs there: {find_run.names(runs.values())}. Give a finished run, or another "
+            "backbone.weights."
+        )
         raise WeightsError(
             f"backbone.weights: no finished run in {output_dir} has this MLflow run id, folder name or name. "
-            f"Received: {config.weights}. Names of finished runs there: {find_run.names(runs.values())}. "
-            "Give a finished run, or another backbone.weights."
+            f"Received: {config.weights}. {did_you_mean(reference, known, allowed)}"
         )
     theirs, ours = runs[folder].backbone, BackboneIdentity(name=config.name, options=config.options)
     if theirs != ours:

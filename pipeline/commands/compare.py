@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import Json, OutputDir, Quiet, errors_in_words, out, registry_uri, shown
+from pipeline.cli import ConfigOption, Json, OutputDir, Quiet, errors_in_words, out, registry_uri, shown
 from pipeline.console import Console
 from pipeline.errors import ConfigError
 
@@ -28,22 +28,27 @@ def compare(
         Path | None, typer.Option("--output", metavar="FILE", help="The page. If not given, in --output-dir/compare.")
     ] = None,
     output_dir: OutputDir = Path("runs"),
+    config: ConfigOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare runs: what differs in config and data, which is better beyond chance, and pictures that flip."""
     with errors_in_words():
         from pipeline import compare as comparing
-        from pipeline import compare_page
+        from pipeline import compare_page, compare_pictures, compare_runs
         from pipeline.find_run import find_run
         from pipeline.registry import Registry
 
         console = Console(quiet)
         if output is not None and output.is_dir():
             raise ConfigError(f"--output must be a file, e.g. {output / 'compare.html'}. Received a folder: {output}")
-        folders = [find_run(run, output_dir, lambda name: Registry(registry_uri(output_dir), name)) for run in runs]
-        read = comparing.read(runs, folders)
-        common = comparing.common(read)
+
+        def registry(name: str) -> Registry:
+            return Registry(registry_uri(output_dir, config), name)
+
+        folders = [find_run(run, output_dir, registry) for run in runs]
+        read = compare_runs.read(runs, folders)
+        common = compare_pictures.common(read)
         found = comparing.compare(read, common)
         for warning in found.warnings:
             console.warn(warning)
@@ -51,9 +56,9 @@ def compare(
         if page is None:
             page = output_dir / "compare" / compare_page.file_name([run.folder for run in read])
         page.parent.mkdir(parents=True, exist_ok=True)
-        flips = comparing.flips(read, common, compare_page.MOST_FLIPS // len(found.against))
+        flips = compare_pictures.flips(read, common, compare_page.MOST_FLIPS // len(found.against))
         listed = {flip.digest for rows in flips for flip in rows}
-        pictures = comparing.thumbnails(read, listed)
+        pictures = compare_pictures.thumbnails(read, listed)
         if missing := len(listed - pictures.keys()):
             console.say(f"pictures that are listed by name alone, as the data no longer has them: {missing}")
         compare_page.write(page, found, read, flips, pictures)

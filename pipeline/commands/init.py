@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli import errors_in_words
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, did_you_mean
 
 
 def init(
@@ -21,7 +21,8 @@ def init(
         from pipeline.sources import open_source
 
         if backbone not in BACKBONES:
-            raise ConfigError(f"There is no backbone {backbone!r}. Give one of: {', '.join(BACKBONES)}.")
+            allowed = f"Give one of: {', '.join(BACKBONES)}."
+            raise ConfigError(f"There is no backbone {backbone!r}. {did_you_mean(backbone, BACKBONES, allowed)}")
         source = open_source(Data(source="folder", path=str(folder)))
         counts = dict.fromkeys(source.classes, 0)
         for example in source.examples():

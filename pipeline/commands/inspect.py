@@ -13,7 +13,7 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 
 from pipeline.cli import Overrides, errors_in_words, out, shown
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def _of_name(name: str, image_size: int | None, batch_size: int | None) -> "Insp
 
     row = BACKBONES.get(name)
     if row is None:
+        allowed = f"Give one of them; the backbones are {', '.join(BACKBONES)}."
         raise ConfigError(
-            f"{name!r} is neither a config, which is a YAML file, nor a backbone. Give one of them; the backbones are "
-            f"{', '.join(BACKBONES)}."
+            f"{name!r} is neither a config, which is a YAML file, nor a backbone. "
+            f"{did_you_mean(name, BACKBONES, allowed)}"
         )
     size = row.default_size if image_size is None else image_size
     if row.fixed_size and size != row.default_size:
@@ -119,8 +120,12 @@ def _print(found: "Inspection", every_layer: bool) -> None:
     sums = total(found.layers)
     print(
         f"{found.title}, for one picture of {_shape(found.input)}: {sums.units:,} units, {sums.weights:,} weights, "
-        f"{sums.connections:,} connections\n"
+        f"{sums.connections:,} connections"
     )
+    if whole := found.published:
+        differs = f"; {whole.paper}" if whole.paper else ""
+        print(f"with its published head, for {whole.classes} classes: {whole.weights:,} weights{differs}")
+    print()
     rows = [_row(found, name, start, end, every_layer) for name, start, end in _ranges(found, every_layer)]
     _print_fitting(rows)
     _print_legend(found)
@@ -284,6 +289,7 @@ def _as_json(found: "Inspection") -> dict[str, Any]:
         "options": found.options,
         "input": found.input,
         "classes": found.classes,
+        "published": found.published and {"classes": found.published.classes, "weights": found.published.weights},
         "batch_size": found.batch_size,
         "total": _sizes(total(found.layers)),
         "kinds": {kind: _sizes(sizes) for kind, sizes in by_kind(found.layers).items()},

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import OutputDir, errors_in_words, registry_uri
-from pipeline.errors import ConfigError
+from pipeline.cli import ConfigOption, OutputDir, errors_in_words, registry_uri
+from pipeline.errors import ConfigError, did_you_mean
 
 
 def models(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of a model; if not given, all names.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Of a model; if not given, all names.")] = None,
     output_dir: OutputDir = Path("runs"),
+    config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List a model's versions: what they learned from, how good they are, who is champion and why."""
@@ -21,7 +22,7 @@ def models(
 
         from pipeline import registry
 
-        uri = registry_uri(output_dir)
+        uri = registry_uri(output_dir, config)
         if name is None:
             known = registry.names(uri)
             print(json.dumps({"names": known}) if as_json else "\n".join(known) or "no model is registered")
@@ -33,9 +34,10 @@ def models(
             print(json.dumps(found, default=str))
             return
         if not rows:
-            names = ", ".join(registry.names(uri))
-            remedy = f"Give one of the names in the registry: {names}" if names else "Train one with: graft run CONFIG"
-            raise ConfigError(f"No version of {name!r} is registered. {remedy}.")
+            known = registry.names(uri)
+            there = f"Give one of the names in the registry: {', '.join(known)}."
+            remedy = did_you_mean(name, known, there) if known else "Train one with: graft run CONFIG"
+            raise ConfigError(f"No version of {name!r} is registered. {remedy}")
         print(f"{'version':<9}{'':<22}{'made':<18}{'data':<10}test accuracy")
         for row in rows:
             accuracy = "" if row.accuracy is None else f"{row.accuracy:.3f}"

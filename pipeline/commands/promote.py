@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import ExportFolder, Name, OutputDir, Reason, errors_in_words, registry_uri, served_home, shown
+from pipeline.cli import (
+    ConfigOption,
+    ExportFolder,
+    Name,
+    OutputDir,
+    Reason,
+    errors_in_words,
+    registry_uri,
+    served_home,
+    shown,
+)
 
 
 def promote(
@@ -14,6 +24,7 @@ def promote(
     reason: Reason,
     export: ExportFolder = Path("export"),
     output_dir: OutputDir = Path("runs"),
+    config: ConfigOption = None,
 ) -> None:
     """Make a version the champion by hand, past the gate."""
     with errors_in_words():
@@ -21,6 +32,7 @@ def promote(
         from pipeline.registry import Registry
 
         home = served_home(export, name)
+        registry = Registry(registry_uri(output_dir, config), name)
         with promotion.alone(home):
-            champion = promotion.promote_by_hand(Registry(registry_uri(output_dir), name), home, version, reason)
+            champion = promotion.promote_by_hand(registry, home, version, reason)
         print(f"{name}: version {champion.registered} is champion, served from {shown(home / str(champion.version))}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli import Quiet, errors_in_words, shown
+from pipeline.cli import OutputDir, Quiet, errors_in_words, registry_uri, shown
 from pipeline.console import Console
 from pipeline.errors import DataError
 from pipeline.quiet import import_tensorflow
@@ -16,11 +16,23 @@ if TYPE_CHECKING:
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run's folder, e.g. runs/NAME/TIME.")],
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder, its name below --output-dir (then the latest), MLflow's id of it, NAME@champion, or "
+            "NAME@VERSION.",
+        ),
+    ],
+    output_dir: OutputDir = Path("runs"),
     quiet: Quiet = False,
 ) -> None:
     """Draw a run's report and model card again, from what is in its folder."""
     with errors_in_words():
+        from pipeline.find_run import find_run
+        from pipeline.registry import Registry
+
+        run_dir = find_run(reference, output_dir, lambda name: Registry(registry_uri(output_dir), name))
         import_tensorflow()
         from pipeline import report as stage
         from pipeline.pictures import read_again

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.cli import (
+    ConfigOption,
     ExportFolder,
     Name,
     OutputDir,
@@ -22,6 +23,7 @@ def rollback(
     reason: Reason,
     export: ExportFolder = Path("export"),
     output_dir: OutputDir = Path("runs"),
+    config: ConfigOption = None,
 ) -> None:
     """Go back to the champion before. Servers follow at their next look; MLflow may be away."""
     with errors_in_words():
@@ -33,12 +35,7 @@ def rollback(
             champion = promotion.go_back(home, reason)
         print(f"{name}: version {champion.registered} is served from {shown(home / str(champion.version))}")
         try:
-            registry = Registry(registry_uri(output_dir), name)
-            with promotion.alone(home):
-                promotion.agree(registry, home, Console())
-            for left in champion.rejected[-1:]:
-                when = champion.since[:16].replace("T", " ")
-                registry.tag(left.registered, {"graft.rolled_back": f"{when}: {left.reason}"})
-            registry.log(f"rolled back to version {champion.registered}: {reason}")
+            registry = Registry(registry_uri(output_dir, config), name)
+            promotion.log_rollback(registry, home, champion, reason, Console())
         except TrackingError as error:
             Console().warn(f"The next {graft()} retrain brings MLflow's aliases in line. {error}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def run(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="A YAML file; graft init writes one.", show_default=False)
+        Path | None, typer.Argument(metavar="CONFIG", help="A YAML file; graft init writes one.", show_default=False)
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -52,7 +52,7 @@ def run(
 
 
 def print_summary(record: "RunRecord") -> None:
-    from pipeline.tracking import default_uri
+    from pipeline.mlflow_client import default_uri
 
     report = shown(Path(record.run_dir) / "report.html")
     model = Path(record.export_dir or Path(record.run_dir) / "model")

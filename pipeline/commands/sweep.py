@@ -58,13 +58,14 @@ def sweep(
         stop_in_order()
         import_tensorflow()
         from pipeline import sweep as sweeping
+        from pipeline import sweep_plan
 
         if resume is not None:
-            begun = sweeping.reopened(resume)
+            begun = sweep_plan.reopened(resume)
         else:
             assert config is not None
             command = f"graft {shlex.join(sys.argv[1:])}"
-            begun = sweeping.begin(config, overrides or [], over or [], search, trials, seeds, command)
+            begun = sweep_plan.begin(config, overrides or [], over or [], search, trials, seeds, command)
         try:
             outcome = sweeping.run(begun, Console(quiet))
         except KeyboardInterrupt:

@@ -15,7 +15,7 @@ def sync(
 ) -> None:
     """Deliver what a run recorded while MLflow was away."""
     with errors_in_words():
-        from pipeline import tracking
+        from pipeline.delivery import sync as deliver
 
-        delivery = tracking.sync(run_dir, Console(quiet))
+        delivery = deliver(run_dir, Console(quiet))
         print(f"MLflow run {delivery.run_id}: {delivery.records} entries delivered to {delivery.uri}.")

@@ -21,8 +21,7 @@ def ui(
     with errors_in_words():
         if find_spec("mlflow") is None:
             raise ModuleNotFoundError(name="mlflow")
-        from pipeline.registry import asking
-        from pipeline.tracking import default_uri, pages
+        from pipeline.mlflow_client import asking, default_uri, experiment_pages
 
         if not (output_dir / "mlflow.db").is_file():
             raise TrackingError(
@@ -39,7 +38,7 @@ def ui(
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
         print(f"MLflow shows {uri} at http://127.0.0.1:{port} (stop with Ctrl-C)")
         with asking(uri, "list the experiments"):
-            found = pages(uri)
+            found = experiment_pages(uri)
         for experiment, page in found.items():
             print(f"{experiment:<12}http://127.0.0.1:{port}{page}", flush=True)
         os.execv(sys.executable, command)

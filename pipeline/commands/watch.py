@@ -17,13 +17,12 @@ def watch(
 ) -> None:
     """Compare what the endpoint is asked with the data a model comes from. Exit code 3 says that it drifted."""
     with errors_in_words():
-        from pipeline import publish
-        from pipeline.drift import watch as compare
+        from pipeline import drift, publish
 
         versions = publish.versions(export)
-        drift = compare(export / str(versions[-1]) if versions else export, samples, seed=0)
-        print(drift.sentence)
+        found = drift.watch(export / str(versions[-1]) if versions else export, samples, seed=0)
+        print(found.sentence)
         if as_json:
-            print(drift.model_dump_json())
-        if drift.drifted:
+            print(found.model_dump_json())
+        if found.drifted:
             raise typer.Exit(3)

@@ -31,6 +31,9 @@ BLUE, ORANGE, GREEN, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "
 INK, SOFT, LINE, PAPER, TINT = "#1d2430", "#5b6675", "#dfe3e8", "#ffffff", "#f0f3f6"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY)
 
+PHONE = 4.1
+"""A chart is so many inches wide on a phone: 328 CSS pixels."""
+
 TINY = 64
 """A picture whose sides are smaller than this, in pixels, is drawn with its pixels as squares."""
 
@@ -95,12 +98,23 @@ class Chart:
 
     @property
     def svg(self) -> "Markup":
-        """As an element of a page."""
+        """As an element of a page; beside a wide one the same, laid out for phones. The page's style shows one."""
+        width, height = self.figure.get_size_inches()
+        if width <= PHONE:
+            return self._element("")
+        wide = self._element(" for-desk")
+        pictures = any(axes.images for axes in self.figure.axes)
+        self.figure.set_size_inches(PHONE, height / 2 if pictures else height)
+        narrow = self._element(" for-phone")
+        self.figure.set_size_inches(width, height)
+        return wide + narrow
+
+    def _element(self, kind: str) -> "Markup":
         from markupsafe import Markup, escape
         from matplotlib import rc_context
 
         file = io.StringIO()
-        key = hashlib.sha256(self.alt.encode(errors="backslashreplace")).hexdigest()[:12]
+        key = hashlib.sha256((self.alt + kind).encode(errors="backslashreplace")).hexdigest()[:12]
         # The salt keeps the names of shapes apart between the charts of one page.
         with rc_context({"svg.hashsalt": key}):
             self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -111,7 +125,7 @@ class Chart:
         text = re.sub(r' id="[a-zA-Z0-9.]+(?:_[a-z]+)*_\d+"', "", text)
         text = re.sub("#[0-9a-f]{6}", lambda color: _VARIABLES.get(color[0], color[0]), text)
         width = round(80 * self.figure.get_figwidth())  # 80 CSS pixels an inch: the text of all charts has one size
-        opening = f'<svg class="chart" role="img" aria-label="{escape(self.alt)}" style="width: {width}px"'
+        opening = f'<svg class="chart{kind}" role="img" aria-label="{escape(self.alt)}" style="width: {width}px"'
         return Markup(re.sub(r'<svg(.*?) width="[^"]*" height="[^"]*"', lambda tag: opening + tag[1], text, count=1))
 
 

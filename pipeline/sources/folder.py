@@ -67,6 +67,9 @@ def _split_folders(folders: list[Path]) -> list[Path]:
 def _open_folders(root: Path, data: Data) -> Source:
     folders, beside = children(root)
     split_folders = _split_folders(folders)
+    if data.classes:  # Below, the others are passed over, and could not be named.
+        found = {_printable(folder.name) for parent in split_folders or [root] for folder in children(parent)[0]}
+        choose_classes(found, data.classes)
     if not split_folders:
         files, notes = _class_folders(root, None, folders, beside, data)
         return _source(files, data, notes)

@@ -14,7 +14,7 @@ quickstart: .venv/installed
 	$(GRAFT) run configs/digits-5-9.yaml
 
 test: .venv/installed
-	.venv/bin/python -m pytest --numprocesses 2 $(PYTEST_ARGS)
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv/installed
 	.venv/bin/ruff check .

@@ -3,8 +3,8 @@
     KERAS_HOME=../shared/keras python -m benchmarks.sweep [--quick]
 
 The config is configs/hymenoptera.yaml, of which the first takes the head's phase alone. Each sweep is a process of its
-own with an empty activation store, MLflow and the page included; the time is that of the whole command. About six
-minutes on two cores; --quick leaves the second out.
+own with an empty activation store, MLflow and the page included; the time is that of the whole command. About five
+minutes on two cores; --quick leaves the second out, and takes one.
 """
 
 import argparse

@@ -61,6 +61,18 @@ def _databases_of_mlflow_are_copied(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture
+def without_charts(monkeypatch):
+    """Charts stay empty, which take as long to draw as digits to learn. For tests of what is made of a run; what its
+    pages show has tests of its own."""
+    from markupsafe import Markup
+
+    from pipeline.pages import Chart
+
+    monkeypatch.setattr(Chart, "svg", Markup("<svg></svg>"))
+    monkeypatch.setattr(Chart, "save", lambda chart, path: path.touch())
+
+
+@pytest.fixture
 def photographs():
     """The folder of ants and bees."""
     if not PHOTOGRAPHS.is_dir():

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from typer.testing import CliRunner
 
 from pipeline import config_file, judge, promotion, publish, retrain, testset
+from pipeline.__main__ import app
 from pipeline.artifacts import RunRecord, read_manifest
 from pipeline.errors import ConfigError, TrackingError
 from pipeline.locks import locked
@@ -67,7 +69,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def here(trained, monkeypatch):
+def here(trained, monkeypatch, without_charts):
     home, kept = trained
     for path in (home / "runs").glob("mlflow.db*"):
         path.rename(home / path.name)
@@ -350,17 +352,17 @@ def test_what_is_enough_to_train(here, monkeypatch, when, trains):
 
 
 def graft(*words):
-    command = [sys.executable, "-m", "pipeline", *words]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
-    return done.returncode, done.stdout, done.stderr
+    done = CliRunner().invoke(app, words)
+    return done.exit_code, done.stdout, done.stderr
 
 
 def test_the_commands(here):
-    code, out, _ = graft("retrain", "config.yaml", "--json", "--exit-code")
-    assert code == 3
-    assert json.loads(out.splitlines()[-1])["outcome"] == "nothing to do"
-    assert "nothing to do" in out.splitlines()[0]
+    command = [sys.executable, "-m", "pipeline", "retrain", "config.yaml", "--json", "--exit-code"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 3
+    assert json.loads(done.stdout.splitlines()[-1])["outcome"] == "nothing to do"
+    assert "nothing to do" in done.stdout.splitlines()[0]
     more(here)
     code, out, _ = graft("retrain", "config.yaml", "--exit-code", "--set", "gate.min_gain=1")
     assert (code, "refused" in out) == (4, True)

@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-import statistics
 from pathlib import Path
 
 import h5py
@@ -87,6 +86,7 @@ def test_a_run_leaves_everything_behind_and_a_second_one_can_start_from_it(here)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_charts")
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(here):
     first, again, other = (weights_of(run(digits(f"seed={seed}"), QUIET)) for seed in (1, 1, 2))
     assert first.keys() == again.keys()
@@ -95,6 +95,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not(h
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_charts")
 def test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_for_bit(here, monkeypatch):
     config = digits("checkpoint.every=7", "data.augment.rotation=10", "head.dropout=0.2")
     whole = run(config, QUIET)
@@ -125,6 +126,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights_bit_for_bit(here, mon
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_charts")
 def test_a_run_whose_data_changed_does_not_go_on(here, monkeypatch):
     config = small(here)
     with monkeypatch.context() as patch:
@@ -138,6 +140,7 @@ def test_a_run_whose_data_changed_does_not_go_on(here, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_charts")
 @pytest.mark.parametrize("choice", ["channel", "image", "none"])
 def test_the_mean_comes_from_training_and_is_in_the_exported_graph(here, choice):
     record = run(digits(f"data.mean_subtraction={choice}"), QUIET)
@@ -199,6 +202,7 @@ def test_a_run_that_fails_says_so_everywhere_and_publishes_nothing(here, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_charts")
 def test_bad_files_are_quarantined_and_mlflow_may_be_away(here):
     asked = small(here, "tracking.uri=http://127.0.0.1:9")
     (here / "pictures" / "red" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
@@ -226,9 +230,7 @@ def test_a_test_picture_that_changes_during_the_run_ends_it(here, monkeypatch):
 
 @pytest.mark.slow
 def test_ants_and_bees(here, photographs, imagenet_weights):
-    """Three seeds on real photographs with real weights. The time is a benchmark's business; this is the accuracy."""
-    accuracies = []
-    for seed in range(3):
-        asked = config_file.load(CONFIGS / "hymenoptera.yaml", [f"seed={seed}", f"data.path={photographs}"])
-        accuracies.append(run(asked, QUIET).metrics["test_accuracy"])
-    assert statistics.median(accuracies) >= 0.88
+    """Real photographs with real weights, and one of the three seeds that the config promises an accuracy for. The time
+    and the other seeds are a benchmark's business."""
+    asked = config_file.load(CONFIGS / "hymenoptera.yaml", [f"data.path={photographs}"])
+    assert run(asked, QUIET).metrics["test_accuracy"] >= 0.88

@@ -110,7 +110,7 @@ def written(value: Any) -> str:
     quoted = json.dumps(value, ensure_ascii=False)
     try:
         short = _written(value)
-        return short if "\n" not in short and yaml(short, "") == value else quoted
+        return short if "\n" not in short and yaml(short, "a value") == value else quoted
     except ConfigError:
         return quoted
 

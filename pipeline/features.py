@@ -22,7 +22,7 @@ CANONICAL: dict[str, np.ndarray] = {
     "blur": np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 8,
     "sharpen": np.array([[0, -1, 0], [-1, 5, -1], [0, -1, 0]], np.float32),
     "edge": np.array([[0, -1, 0], [-1, 4, -1], [0, -1, 0]], np.float32),
-    "vertical edge (Sobel)": np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], np.float32),
+    "Sobel, vertical": np.array([[1, 0, -1], [2, 0, -2], [1, 0, -1]], np.float32),
 }
 """The kernels that image processing has always had. They are not flipped, as in the layers of a network."""
 

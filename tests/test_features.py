@@ -81,10 +81,10 @@ def test_a_network_that_begins_with_something_else_has_neither_kernels_nor_maps(
 
 def test_learned_kernels_with_the_canonical_weights_answer_as_the_canonical_ones_do():
     """Ours are computed by SciPy and theirs by the network's own convolution: not flipped, and without the bias."""
-    edge, sobel = features.CANONICAL["edge"], features.CANONICAL["vertical edge (Sobel)"]
+    edge, sobel = features.CANONICAL["edge"], features.CANONICAL["Sobel, vertical"]
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     image = noise(16)
-    for name, kernel in (("edge", edge), ("vertical edge (Sobel)", sobel)):
+    for name, kernel in (("edge", edge), ("Sobel, vertical", sobel)):
         weights = (kernel[:, :, None] * luma)[..., None].repeat(2, axis=-1) * [1, 0]
         found = features.responses(with_kernels(weights.astype(np.float32)), image)
         assert found.channels == [0, 1]
@@ -95,7 +95,7 @@ def test_learned_kernels_with_the_canonical_weights_answer_as_the_canonical_ones
 
 def test_the_canonical_kernels_are_those_of_the_books():
     sums = {name: kernel.sum() for name, kernel in features.CANONICAL.items()}
-    assert sums == {"blur": 1, "sharpen": 1, "edge": 0, "vertical edge (Sobel)": 0}
+    assert sums == {"blur": 1, "sharpen": 1, "edge": 0, "Sobel, vertical": 0}
     even = np.full((16, 16, 3), 90, np.uint8)
     even[:, 8:] = 200
     found = features.responses(network("lenet5", size=32), even.repeat(2, axis=0).repeat(2, axis=1))
@@ -103,7 +103,7 @@ def test_the_canonical_kernels_are_those_of_the_books():
     assert found.canonical["blur"][5, [0, 15, 16, 31]].tolist() == [90, 104, 186, 200]
     assert found.canonical["sharpen"][5, [0, 15, 16, 31]].tolist() == [90, 0, 255, 200]
     assert found.canonical["edge"][5, [0, 15, 16, 31]].tolist() == [128, 1, 255, 128]
-    assert found.canonical["vertical edge (Sobel)"][5, [0, 15, 16, 31]].tolist() == [128, 1, 1, 128]
+    assert found.canonical["Sobel, vertical"][5, [0, 15, 16, 31]].tolist() == [128, 1, 1, 128]
 
 
 def test_the_kernels_shown_are_those_that_answer_most_and_their_numbers_are_told():

@@ -21,7 +21,7 @@ _ROWS = 20  # Of the table on the terminal.
 
 def sweep(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="The base: a YAML file.", show_default=False)
+        Path | None, typer.Argument(metavar="CONFIG", help="The base: a YAML file.", show_default=False)
     ] = None,
     over: Annotated[
         list[str] | None,

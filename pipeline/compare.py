@@ -1,8 +1,9 @@
 """Runs side by side: what differs in their configs and data, and which is better on the test pictures they share.
 
 All runs are compared with the first. Differences are of paired samples: both runs are scored on the same pictures. One
-is shown when its 95 % interval leaves out zero and, for accuracy, McNemar's test agrees. NumPy, SciPy and scikit-learn,
-no TensorFlow.
+is shown when its 95 % interval leaves out zero and a test of chance agrees: McNemar's for accuracy, random swaps for
+macro F1 and log loss. Calibration errors are given and not judged: the fewer the pictures and the more the confidences
+are spread, the larger the error looks, and resampling adds to that. NumPy, SciPy and scikit-learn, no TensorFlow.
 
 Shape letters: N common test pictures, C classes that any of the runs knows.
 """
@@ -119,17 +120,17 @@ class Difference(Record):
     Attributes:
         metric: in METRICS.
         change: a share, or nats.
-        interval: its 95 % interval, of this difference alone.
-        p_value: McNemar's, mid-p, two-sided; for accuracy alone.
+        interval: its 95 % interval, of this difference alone; None where it is not judged.
+        p_value: two-sided: McNemar's mid-p for accuracy, of random swaps for the others; None where it is not judged.
         verdict: better or worse where that is shown.
         sentence: all of it in words.
     """
 
     metric: str
     change: float
-    interval: Interval
+    interval: Interval | None
     p_value: float | None
-    verdict: Literal["better", "worse", "not shown"]
+    verdict: Literal["better", "worse", "not shown", "not judged"]
     sentence: str
 
 
@@ -249,14 +250,17 @@ def _versus(first: Run, other: Run, old: Answers, new: Answers, labels: np.ndarr
     intervals = {
         "accuracy": paired.bootstrap_gain(gained, lost, n, _SEED),
         **paired.bootstrap_changes(old.probabilities, new.probabilities, labels, _SEED),
-        "ece": paired.bootstrap_ece_increase(old.probabilities, new.probabilities, labels, _SEED),
+    }
+    p_values = {
+        "accuracy": paired.mcnemar(gained, lost),
+        **paired.swap_p_values(old.probabilities, new.probabilities, labels, _SEED),
     }
     differences = []
     for name, metric in METRICS.items():
         figure = metrics.METRICS[name]
         change = figure(new.probabilities, labels) - figure(old.probabilities, labels)
-        p_value = paired.mcnemar(gained, lost) if name == "accuracy" else None
-        differences.append(_difference(metric, (first.letter, other.letter), change, intervals[name], p_value))
+        letters = first.letter, other.letter
+        differences.append(_difference(metric, letters, change, intervals.get(name), p_values.get(name)))
     return Versus(
         letter=other.letter, differences=differences, gained=gained, lost=lost,
         wrong_either_way=int((old_said != new_said).sum()) - gained - lost,
@@ -265,29 +269,34 @@ def _versus(first: Run, other: Run, old: Answers, new: Answers, labels: np.ndarr
 
 
 def _difference(
-    metric: Metric, letters: tuple[str, str], change: float, interval: Interval, p_value: float | None
+    metric: Metric, letters: tuple[str, str], change: float, interval: Interval | None, p_value: float | None
 ) -> Difference:
-    low, high = interval
-    outside = (low > 0 or high < 0) and (p_value is None or p_value < paired.LEVEL)
-    is_better = (change > 0) == metric.higher_is_better
+    """Its interval and p-value are None where it is not judged."""
     first, other = letters
+    is_better = (change > 0) == metric.higher_is_better
     what = "" if metric.name == "accuracy" else f" in {metric.title}"
     if change == 0:
         says = f"{other} and {first} are equal{what}"
-        ends = low, high
     else:
-        amount = metric.change(abs(change), sign=False)
-        says = f"{other} is {'better' if is_better else 'worse'}{what} by {amount} {metric.unit}"
-        # The ends are of that amount: a fall of the loss by 0.1 is better by 0.1.
-        ends = (low, high) if change > 0 else (-high, -low)
-    told = "shown" if outside else "not shown"
-    if not outside and p_value is not None and (low > 0 or high < 0):
-        told = f"not shown, as chance alone does this with probability {p_value:.2g}"
+        says = f"{other} is {'better' if is_better else 'worse'}{what} by "
+        says += f"{metric.change(abs(change), sign=False)} {metric.unit}"
+    verdict: Literal["better", "worse", "not shown", "not judged"]
+    if interval is None or p_value is None:
+        verdict, told = "not judged", "not judged"
+    else:
+        low, high = interval
+        # The ends are of the amount that is said: a fall of the loss by 0.1 is better by 0.1.
+        ends = (low, high) if change >= 0 else (-high, -low)
+        says += f", 95 % from {metric.change(ends[0], sign=False)} to {metric.change(ends[1], sign=False)}"
+        verdict, told = "not shown", "not shown"
+        if low > 0 or high < 0:
+            if p_value < paired.LEVEL:
+                verdict, told = ("better" if is_better else "worse"), "shown"
+            else:
+                told = f"not shown, as chance alone does this with probability {p_value:.2g}"
     return Difference(
-        metric=metric.name, change=change, interval=interval, p_value=p_value,
-        verdict="not shown" if not outside else "better" if is_better else "worse",
-        sentence=f"{says}, 95 % from {metric.change(ends[0], sign=False)} to {metric.change(ends[1], sign=False)}: "
-        f"{told}.",
+        metric=metric.name, change=change, interval=interval, p_value=p_value, verdict=verdict,
+        sentence=f"{says}: {told}.",
     )  # fmt: skip
 
 

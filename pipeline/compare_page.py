@@ -164,8 +164,9 @@ def changes(comparison: Comparison) -> pages.Chart:
     axes = figure.subplots()
     accuracies = [versus.differences[0] for versus in comparison.against]
     for y, difference in enumerate(accuracies):
+        assert difference.interval is not None
         low, high = (100 * end for end in difference.interval)
-        color = {"better": pages.BLUE, "worse": pages.ORANGE, "not shown": pages.SOFT}[difference.verdict]
+        color = {"better": pages.BLUE, "worse": pages.ORANGE}.get(difference.verdict, pages.SOFT)
         axes.plot([low, high], [y, y], color=color, linewidth=5, alpha=0.45, solid_capstyle="round")
         axes.plot([100 * difference.change], [y], "o", color=color, markersize=8)
     axes.axvline(0, color=pages.INK, linewidth=1.2, linestyle="--")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline import metrics
+from pipeline import metrics, paired
 from pipeline.artifacts import Record
 from pipeline.errors import DataError, TrainingError
 from pipeline.metrics import Bin, ClassScore
@@ -86,10 +86,14 @@ def evaluate(
     temperature = metrics.fit_temperature(validation_logits, validation_labels)
     before = metrics.softmax(test_logits)
     after = metrics.softmax(test_logits, temperature)
+    right = int((after.argmax(axis=1) == test_labels).sum())
+    # Where every picture is right, or none, resampling knows of nothing else: an interval without any width.
+    varied = 0 < right < len(test_labels)
+    interval = metrics.accuracy_interval(after, test_labels, seed) if varied else paired.wilson(right, len(test_labels))
     return Report(
         n=len(test_labels),
         metrics=metrics.score(after, test_labels),
-        accuracy_interval=metrics.accuracy_interval(after, test_labels, seed),
+        accuracy_interval=interval,
         temperature=temperature,
         calibration=_calibration(after, test_labels),
         calibration_before=_calibration(before, test_labels),

@@ -62,11 +62,21 @@ def test_what_chance_explains_is_not_shown(tmp_path, data):
 def test_few_pictures_that_differ_show_nothing_although_the_bootstrap_says_so(tmp_path, data):
     a = a_run(tmp_path / "ants" / "a", data, wrong=range(4))
     b = a_run(tmp_path / "ants" / "b", data)
-    accuracy = of(compared(a, b), "accuracy")
-    assert accuracy.interval[0] > 0
-    assert accuracy.p_value == pytest.approx(0.0625)
-    assert accuracy.verdict == "not shown"
-    assert accuracy.sentence.endswith(": not shown, as chance alone does this with probability 0.062.")
+    found = compared(a, b)
+    assert of(found, "accuracy").p_value == pytest.approx(0.0625)
+    for metric, improved in (("accuracy", 1), ("macro_f1", 1), ("loss", -1)):
+        difference = of(found, metric)
+        assert min(improved * end for end in difference.interval) > 0
+        assert difference.verdict == "not shown"
+        assert re.search(r": not shown, as chance alone does this with probability 0\.\d+\.$", difference.sentence)
+
+
+def test_calibration_errors_are_not_judged(tmp_path, data):
+    a = a_run(tmp_path / "ants" / "a", data, wrong=range(40), confidence=9.0)
+    b = a_run(tmp_path / "ants" / "b", data, wrong=range(40), confidence=2.0)
+    ece = of(compared(a, b), "ece")
+    assert (ece.interval, ece.p_value, ece.verdict) == (None, None, "not judged")
+    assert re.fullmatch(r"B is (better|worse) in calibration error by \d+\.\d points: not judged\.", ece.sentence)
 
 
 def test_runs_that_say_the_same_are_equal(tmp_path, data):

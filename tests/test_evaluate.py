@@ -89,3 +89,10 @@ def test_predictions_are_one_line_a_picture(tmp_path):
     assert [row["label"] for row in rows] == ["ants", "ants", "wasps"]
     assert [row["predicted"] for row in rows] == ["ants", "bees", "wasps"]
     assert [float(row["score"]) for row in rows] == [0.7, 0.8, 0.4]
+
+
+def test_where_all_is_right_the_interval_has_a_width_all_the_same():
+    logits = 5.0 * np.eye(len(CLASSES), dtype=np.float32)[np.arange(40) % len(CLASSES)]
+    labels = np.arange(40) % len(CLASSES)
+    low, high = evaluate(logits, labels, logits, labels, CLASSES, seed=0).accuracy_interval
+    assert 0.9 < low < high == 1

@@ -123,3 +123,32 @@ def test_bootstrap_changes_score_both_runs_on_the_same_resamples(n, c, seed):
             rows = np.repeat(np.arange(n), times)
             changes.append(figure(new[rows], labels[rows]) - figure(old[rows], labels[rows]))
         assert found[name] == pytest.approx(paired.percentiles(np.array(changes)), abs=1e-12)
+
+
+def test_swaps_show_next_to_no_difference_where_there_is_none():
+    """Of models that are equally good and differ by chance alone, one in twenty is told apart."""
+    rng = np.random.default_rng(0)
+    below = {"macro_f1": 0, "loss": 0}
+    with mock.patch.object(paired, "RESAMPLES", 200):
+        for _ in range(400):
+            labels = rng.integers(0, 3, 60)
+            towards = 1.5 * np.eye(3)[labels]
+            old, new = (softmax(towards + rng.normal(0, 1.0, (60, 3))) for _ in range(2))
+            for name, p_value in paired.swap_p_values(old, new, labels, seed=0).items():
+                below[name] += p_value < paired.LEVEL
+    assert all(5 <= count <= 36 for count in below.values()), below  # 20 expected, four standard deviations around
+
+
+def test_swaps_by_hand():
+    labels = np.zeros(10, int)
+    labels[5:] = 1
+    old = np.where(np.eye(2)[labels] == 1, 0.9, 0.1)
+    new = old.copy()
+    old[:6] = old[:6, ::-1]  # Six of ten are wrong in the old run, and right in the new one.
+    found = paired.swap_p_values(old, new, labels, seed=0)
+    # Two of the 64 ways to swap six pictures change the loss as much.
+    assert found["loss"] == pytest.approx(2 / 64, abs=0.012)
+    assert found["macro_f1"] == pytest.approx(2 / 64, abs=0.012)
+    assert paired.swap_p_values(old, old, labels, seed=0) == {"macro_f1": 1, "loss": 1}
+    assert found == paired.swap_p_values(old, new, labels, seed=0)
+    assert found == paired.swap_p_values(new, old, labels, seed=0)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import ExportError
+from pipeline.errors import ExportError, GraftError
 from pipeline.pixels import PixelSpec
 
 MODEL = "model"
@@ -328,16 +328,17 @@ def code() -> Code:
     )  # fmt: skip
 
 
-def write_atomically(path: Path, text: str, durable: bool = False) -> None:
+def write_atomically(path: Path, text: str, durable: bool = False, mode: int = 0o666) -> None:
     """Writes a text file so that a reader sees the old one or the new one, never a part.
 
     Args:
         path: the file.
         text: all that it shall hold.
         durable: also after a power cut.
+        mode: who may read and write it, less what the umask forbids.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("w", encoding="utf-8") as file:
+    with open(partial, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(text)
         if durable:
             file.flush()
@@ -350,6 +351,25 @@ def locked_file(path: Path) -> Iterator[None]:
     """Keeps other processes out that ask for the same file, which is created where missing; waits for its turn."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def alone(folder: Path, what: str) -> Iterator[None]:
+    """Keeps other processes out that ask for the folder of the same run or sweep; does not wait.
+
+    Args:
+        folder: of it; must exist.
+        what: "run" or "sweep".
+
+    Raises:
+        GraftError: another process is working on it.
+    """
+    with (folder / "run.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise GraftError(f"The {what} {folder} is being worked on by another process. Wait for it to end.") from None
         yield
 
 

@@ -279,21 +279,15 @@ def _printable(name: str) -> str:
 
 
 def _apply_to_csv(file: Path, orders: Sequence[_Order], reviewed: Path) -> Applied:
-    raw = file.read_bytes()
-    lines = list(io.StringIO(raw.decode("utf-8-sig"), newline=""))
-    reader = csv.reader(lines, skipinitialspace=True)
-    columns = [column.strip() for column in next(reader, [])]
+    raw, lines, table = _table(file)
+    columns = [column.strip() for column in table[0][0]] if table else []
     if missing := {"path", "label"} - set(columns):
         raise DataError(
             f"{file} lacks the columns {listed(sorted(missing))}, so {reviewed} cannot be applied to it. Correct "
             "data.path, or add them."
         )
     path, label = columns.index("path"), columns.index("label")
-    rows, start = [], reader.line_num
-    for cells in reader:
-        if len(cells) > max(path, label):
-            rows.append((cells, slice(start, reader.line_num)))
-        start = reader.line_num
+    rows = [(cells, those) for cells, those in table[1:] if len(cells) > max(path, label)]
     out = _beside(file)
     record = out / "record.csv"
     noted = _recorded(record)
@@ -333,6 +327,27 @@ def _apply_to_csv(file: Path, orders: Sequence[_Order], reviewed: Path) -> Appli
         write_atomically(file, "\ufeff" + text if raw.startswith(codecs.BOM_UTF8) else text, durable=True)
     quarantined = sum(order.new_label is None for order in todo.values())
     return Applied(quarantined, len(todo) - quarantined, len(wanted) - len(todo), record)
+
+
+def _table(file: Path) -> tuple[bytes, list[str], list[tuple[list[str], slice]]]:
+    """A CSV file's bytes, its lines, and the cells of each row, the names of the columns first, with the row's place
+    among the lines. Raises DataError."""
+    try:
+        raw = file.read_bytes()
+        lines = list(io.StringIO(raw.decode("utf-8-sig"), newline=""))
+        reader = csv.reader(lines, skipinitialspace=True)
+        rows, start = [], 0
+        for cells in reader:
+            rows.append((cells, slice(start, reader.line_num)))
+            start = reader.line_num
+    except OSError as error:
+        raise DataError(f"Cannot read {file}: {error.strerror}. Make it readable.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{file} is not a CSV file in UTF-8 with the columns path, label and optionally split: {error}. Save it "
+            "as one."
+        ) from None
+    return raw, lines, rows
 
 
 def _row(cells: Sequence[str], label: int, new_label: str, line: str) -> str:

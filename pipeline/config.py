@@ -392,6 +392,19 @@ class Phase(Strict):
             raise ValueError("optimizer adamw without weight_decay is adam: set weight_decay, e.g. 0.01, or use adam")
         return self
 
+    @property
+    def trains(self) -> str:
+        """What `unfreeze` says, as a config has it: `all`, `blocks: 2`."""
+        match self.unfreeze:
+            case Blocks(blocks=count):
+                return f"blocks: {count}"
+            case From(from_=name):
+                return f"from: {name}"
+            case Share(fraction=share):
+                return f"fraction: {share:g}"
+            case word:
+                return word
+
 
 # --------------------------------------------------------------------------------------------------- cache and outputs
 

@@ -64,7 +64,7 @@ def deliver(run_dir: Path, console: Console) -> Delivery:
             for lines, record in _merged(pending):
                 _SENDERS[record["kind"]](target, record)
                 delivered += lines
-                State(run_id, delivered).write(run_dir)
+                replace(state, run_id=run_id, delivered=delivered).write(run_dir)
         except (AssertionError, TrackingError):  # The latter is of the run that this one is a part of.
             raise
         except Exception as error:

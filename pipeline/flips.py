@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.gate import Answers, flipped
+from pipeline.paired import Answers
 
 Kind = Literal["lost", "gained", "wrong either way"]
 KINDS: tuple[Kind, ...] = ("lost", "gained", "wrong either way")
@@ -43,10 +43,25 @@ class Flip:
         return "gained" if self.new == self.label else "wrong either way"
 
 
+def flipped(old: Answers, new: Answers, labels: np.ndarray) -> np.ndarray:
+    """int [F]: the pictures to which the two models give different labels, for a person to look at.
+
+    The lost ones, the gained ones and those that are wrong either way take turns, those first whose wrong label has the
+    highest probability; so the first few are a fair choice.
+    """
+    old_label, new_label = old.probabilities.argmax(axis=1), new.probabilities.argmax(axis=1)
+    kind = np.where(old_label == labels, 0, np.where(new_label == labels, 1, 2))
+    score = np.where(kind == 1, old.probabilities.max(axis=1), new.probabilities.max(axis=1))
+    changed = np.flatnonzero(old_label != new_label)
+    by_kind = changed[np.lexsort((-score[changed], kind[changed]))]
+    rank = np.arange(len(by_kind)) - np.searchsorted(kind[by_kind], kind[by_kind])
+    return np.asarray(by_kind[np.lexsort((kind[by_kind], rank))])
+
+
 def between(
     old: Answers, new: Answers, labels: np.ndarray, classes: Sequence[str], digests: Sequence[str], names: Sequence[str]
 ) -> list[Flip]:
-    """The flips from an old model to a new one, in the order of `gate.flipped`: the first few are a fair choice.
+    """The flips from an old model to a new one, in the order of `flipped`: the first few are a fair choice.
 
     Args:
         old, new: the models' answers to the N pictures.

@@ -18,7 +18,6 @@ Shape letters: N test pictures (at least one), C judged classes (at least two). 
 errors are shares, 0 to 1; sentences give most of them in points, hundredths.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from pipeline.config import Gate
 from pipeline.pages import percent
 from pipeline.paired import (
     LEVEL,
+    Answers,
     Interval,
     bootstrap_ece_increase,
     bootstrap_gain,
@@ -41,23 +41,6 @@ from pipeline.paired import (
 
 MOST_NAMED = 3
 """Classes that the reason names, the worst first; the checks have them all."""
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What one model says of the test pictures.
-
-    Attributes:
-        name: what to call it in sentences, e.g. "version 3".
-        probabilities: float [N, C], after temperature scaling, columns in the order of the judged classes. The judged
-            classes are all that either model knows: a model has zeros in the column of a class that it does not know,
-            and its answer is wrong where it is a class that the pictures no longer have.
-        latency_ms: median time for one picture, in milliseconds, above 0; None where it was not measured.
-    """
-
-    name: str
-    probabilities: np.ndarray
-    latency_ms: float | None = None
 
 
 class Check(Record):
@@ -200,21 +183,6 @@ def decide(
     if champion is None:
         return _first(challenger, labels, classes, rules, seed)
     return _compared(champion, challenger, labels, classes, rules, seed)
-
-
-def flipped(champion: Answers, challenger: Answers, labels: np.ndarray) -> np.ndarray:
-    """int [F]: the pictures to which the two models give different labels, for a person to look at.
-
-    The lost ones, the gained ones and those that are wrong either way take turns, those first whose wrong label has the
-    highest probability; so the first few are a fair choice.
-    """
-    old, new = champion.probabilities.argmax(axis=1), challenger.probabilities.argmax(axis=1)
-    kind = np.where(old == labels, 0, np.where(new == labels, 1, 2))
-    score = np.where(kind == 1, champion.probabilities.max(axis=1), challenger.probabilities.max(axis=1))
-    changed = np.flatnonzero(old != new)
-    by_kind = changed[np.lexsort((-score[changed], kind[changed]))]
-    rank = np.arange(len(by_kind)) - np.searchsorted(kind[by_kind], kind[by_kind])
-    return np.asarray(by_kind[np.lexsort((kind[by_kind], rank))])
 
 
 def _first(challenger: Answers, labels: np.ndarray, classes: list[str], rules: Gate, seed: int) -> Decision:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import model
 from pipeline.backbones import BACKBONES, cuts, weights
-from pipeline.config import SGD, Adam, AdamW, Blocks, From, Phase, RMSprop, RunConfig, Share, Unfreeze
+from pipeline.config import SGD, Adam, AdamW, Phase, RMSprop, RunConfig
 from pipeline.receptive import Window, padding_before, union
 
 # Each kind of layer, by the name of its class, which Keras's layers share with its operations (a sum written with +).
@@ -314,7 +314,7 @@ def _step(network: model.Network, phase: Phase, config: RunConfig) -> Step:
             below = max(i for i, layer in enumerate(backbone) if layer.operation == division.cut) + 1
     slots = _slots(phase.optimizer) + (phase.ema is not None)
     name = phase.optimizer.name
-    return Step(_in_words(phase.unfreeze), name, slots, layers, division.cut, below, fed, stored)
+    return Step(phase.trains, name, slots, layers, division.cut, below, fed, stored)
 
 
 def _blocks(name: str, backbone: keras.Model, layers: tuple[Layer, ...]) -> tuple[tuple[str, tuple[Layer, ...]], ...]:
@@ -332,18 +332,6 @@ def _slots(optimizer: SGD | Adam | AdamW | RMSprop) -> int:
             return 1 + (momentum > 0)
         case Adam() | AdamW():
             return 2
-
-
-def _in_words(unfreeze: Unfreeze) -> str:
-    match unfreeze:
-        case Blocks(blocks=count):
-            return f"blocks: {count}"
-        case From(from_=name):
-            return f"from: {name}"
-        case Share(fraction=fraction):
-            return f"fraction: {fraction:g}"
-        case _:
-            return unfreeze
 
 
 # -------------------------------------------------------------------------------------------------------------- layers

@@ -12,13 +12,15 @@
     version             name, tags, description: the model becomes a registered version
     status              status, time; the last line, unless a run that was killed goes on, or is judged later
 
-Times are milliseconds since 1970. How far the journal was delivered stands in `run_dir/tracking.state.json`.
+Times are milliseconds since 1970. How far the journal was delivered, and where to if not where its first line says,
+stands in `run_dir/tracking.state.json`. The run alone writes the journal, the state whoever holds the lock: neither has
+to wait for the other.
 """
 
 import json
 import os
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,10 +40,12 @@ class State:
     Attributes:
         run_id: MLflow's id of the run; None while MLflow has not been reached.
         delivered: lines that MLflow has.
+        uri: where it is delivered; None for where its first line says.
     """
 
     run_id: str | None = None
     delivered: int = 0
+    uri: str | None = None
 
     @classmethod
     def read(cls, run_dir: Path) -> Self:
@@ -50,7 +54,7 @@ class State:
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else cls()
 
     def write(self, run_dir: Path) -> None:
-        write_atomically(run_dir / STATE, json.dumps(asdict(self)))
+        write_atomically(run_dir / STATE, json.dumps(asdict(self)), mode=0o600)  # A URI may hold a password.
 
 
 def begin(run_dir: Path) -> list[dict[str, Any]]:
@@ -72,22 +76,23 @@ def append(run_dir: Path, record: dict[str, Any]) -> None:
 
 
 def read(run_dir: Path) -> list[dict[str, Any]]:
-    """A run's records, the header first.
+    """A run's records, the header first, with the address that they are delivered to.
 
     Raises:
         TrackingError: there is no journal, or no record in it.
     """
     path = _journal(run_dir)
     # A run that is under way, or was killed, may have written half of the last line.
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    text = path.read_bytes()
+    records = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
     if not records:
         raise TrackingError(f"There is nothing to deliver: {path} is empty; the run ended as it began.")
-    return records
+    uri = State.read(run_dir).uri
+    return records if uri is None else [records[0] | {"uri": uri}, *records[1:]]
 
 
 def locked(run_dir: Path) -> AbstractContextManager[None]:
-    """One delivery of a run at a time. Raises TrackingError where there is no journal."""
+    """Keeps the state of a run to one delivery at a time. Raises TrackingError where there is no journal."""
     return locked_file(_journal(run_dir))
 
 
@@ -99,19 +104,12 @@ def address(run_dir: Path) -> tuple[str, str]:
 
 def redirect(run_dir: Path, uri: str) -> None:
     """Has a run that MLflow has not heard of delivered to another address, as the one it began with may be wrong."""
-    path = run_dir / JOURNAL
-    if not path.is_file():
+    if not (run_dir / JOURNAL).is_file():
         return
-    with locked_file(path):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if not lines or not lines[0].endswith("\n") or State.read(run_dir).run_id is not None:
-            return
-        header = json.loads(lines[0])
-        if header["uri"] == uri:
-            return
-        lines[0] = json.dumps(header | {"uri": uri}) + "\n"
-        write_atomically(path, "".join(lines), durable=True)
-        path.chmod(0o600)
+    with locked(run_dir):
+        state = State.read(run_dir)
+        if state.run_id is None:
+            replace(state, uri=uri).write(run_dir)
 
 
 def is_delivered(run_dir: Path) -> bool:

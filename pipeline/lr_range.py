@@ -66,14 +66,6 @@ class RangeTest:
     passes: float
 
     @property
-    def trains(self) -> str:
-        """What the phase unfreezes, as the config has it."""
-        unfreeze = self.phase.unfreeze
-        if isinstance(unfreeze, str):
-            return unfreeze
-        return ", ".join(f"{key}: {value}" for key, value in unfreeze.model_dump(by_alias=True).items())
-
-    @property
     def curve(self) -> np.ndarray:
         """float64 [n], in nats: the loss, smoothed, as it would be were all batches equally hard."""
         return _curve(self.losses, self.unchanged)
@@ -273,7 +265,7 @@ def _chart(test: RangeTest) -> pages.Chart:
     axes.set_xlabel("learning rate")
     axes.set_ylabel("loss, nats")
     words = f"Phase {test.number}, loss against learning rate: "
-    caption = f"{test.trains}, {test.phase.optimizer.name}. "
+    caption = f"{test.phase.trains}, {test.phase.optimizer.name}. "
     if len(test.rates):
         before, curve = float(test.unchanged.mean()), test.curve
         nothing = np.full(len(test.losses), np.nan)

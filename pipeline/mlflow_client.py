@@ -55,8 +55,11 @@ def default_uri(output_dir: Path) -> str:
 
 
 def without_password(text: str) -> str:
-    """The text with `***` in place of the password in each address, `scheme://user:password@host`."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", text)
+    """The text with `***` in place of the password in each address, `scheme://user:password@host`.
+
+    Passwords hold slashes and at signs, too: all up to the last @ of the word goes. To hide too much does no harm.
+    """
+    return re.sub(r"(://[^:\s]*):\S*@", r"\1:***@", text)
 
 
 def connect(uri: str) -> Any:

@@ -5,6 +5,7 @@ them, B reliability bins. Shares and calibration errors are 0 to 1, losses nats.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +17,23 @@ GAIN_RESAMPLES = 20_000
 RESAMPLES = 2_000
 
 Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one model says of the test pictures.
+
+    Attributes:
+        name: what to call it in sentences, e.g. "version 3".
+        probabilities: float [N, C], after temperature scaling, columns in the order of the judged classes. The judged
+            classes are all that either model knows: a model has zeros in the column of a class that it does not know,
+            and its answer is wrong where it is a class that the pictures no longer have.
+        latency_ms: median time for one picture, in milliseconds, above 0; None where it was not measured.
+    """
+
+    name: str
+    probabilities: np.ndarray
+    latency_ms: float | None = None
 
 
 def wilson(right: int, n: int) -> Interval:

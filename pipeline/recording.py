@@ -3,7 +3,6 @@
 Stages know nothing of this; `run.py` hands their results over.
 """
 
-import fcntl
 import getpass
 import hashlib
 import io
@@ -105,20 +104,15 @@ def recorded(
     """
     folder = run_dir or artifacts.new_folder(Path(config.output_dir).resolve() / config.name)
     _make_folders(config, folder)
-    with (folder / "run.lock").open("w") as lock:
+    with artifacts.alone(folder, "run"), console.also_to(folder / artifacts.LOG):
+        recording = Recording(config, folder, challenger, title or config.name, console)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GraftError(f"The run {folder} is being worked on by another process. Wait for it to end.") from None
-        with console.also_to(folder / artifacts.LOG):
-            recording = Recording(config, folder, challenger, title or config.name, console)
-            try:
-                with watched(recording.sample):
-                    yield recording
-            except BaseException as error:
-                recording.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
-                raise
-            recording.end("FINISHED")
+            with watched(recording.sample):
+                yield recording
+        except BaseException as error:
+            recording.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", error)
+            raise
+        recording.end("FINISHED")
 
 
 class Recording:

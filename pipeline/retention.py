@@ -3,15 +3,15 @@
 No TensorFlow.
 """
 
-import fcntl
 import shutil
 from pathlib import Path
 
 from pipeline import publish
-from pipeline.artifacts import RunRecord
+from pipeline.artifacts import RunRecord, alone
 from pipeline.config import Retention
 from pipeline.console import Console
 from pipeline.delivery import remove_run
+from pipeline.errors import GraftError
 from pipeline.journal import is_delivered
 from pipeline.registry import Registry
 
@@ -65,8 +65,7 @@ def _is_idle(run: Path) -> bool:
     try:
         if RunRecord.read(run / "run.json").status == "running":
             return False
-        with (run / "run.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (OSError, ValueError):
+        with alone(run, "run"):
+            return True
+    except (OSError, ValueError, GraftError):
         return False
-    return True

@@ -16,7 +16,6 @@ Each training is a function of its config, and each point of a search one of the
 stopped goes on from these files, to the same end.
 """
 
-import fcntl
 import math
 import shlex
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from typing import Literal
 import optuna
 
 from pipeline import search_space, sweep_page
-from pipeline.artifacts import write_atomically
+from pipeline.artifacts import alone, write_atomically
 from pipeline.config_file import dump
 from pipeline.console import Console
 from pipeline.errors import GraftError
@@ -53,7 +52,7 @@ def run(sweep: Sweep, console: Console) -> Outcome:
             something of the machine or the data is amiss, after which the sweep can go on.
         KeyboardInterrupt: it was stopped, and can go on.
     """
-    with _alone(sweep.folder), Courier(sweep.folder, console) as courier, Trainer(console) as trainer:
+    with alone(sweep.folder, "sweep"), Courier(sweep.folder, console) as courier, Trainer(console) as trainer:
         console.say(f"sweep {sweep.folder}")
         journal = Tracker(sweep.folder, *address(sweep.folder), sweep.folder.name, Console(quiet=True), at_once=False)
         courier.send(sweep.folder)
@@ -184,13 +183,3 @@ def _write(sweep: Sweep, outcome: Outcome, journal: Tracker) -> None:
     for name in ("sweep.html", "trials.csv", "winner.yaml"):
         if (folder / name).is_file():
             journal.artifact(folder / name)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with (folder / "run.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise GraftError(f"The sweep {folder} is being worked on by another process. Wait for it to end.") from None
-        yield

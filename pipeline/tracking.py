@@ -75,7 +75,8 @@ class Tracker:
         parent: Path | None = None,
         at_once: bool = True,
     ) -> None:
-        """Starts the journal of a run, or goes on with the one there is. What that says already is not said again.
+        """Starts the journal of a run, or goes on with the one there is. What that says already is not said again, but
+        for what may have changed since: tags, files and the status.
 
         Args:
             run_dir: the run's folder; it exists.
@@ -195,8 +196,8 @@ class Tracker:
 
     def _append(self, kind: str, **fields: Any) -> None:
         record = {"kind": kind, **fields}
-        # A file may have changed since, and a run may end more than once.
-        if kind not in ("artifact", "status") and _gist(record) in self._said:
+        # A tag or a file may have changed since, and changed back; a run may end more than once.
+        if kind not in ("tags", "artifact", "status") and _gist(record) in self._said:
             return
         with self._writing:
             journal.append(self._run_dir, record)

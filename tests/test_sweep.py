@@ -55,7 +55,7 @@ class Listening(Console):
 
 
 class Reckoner:
-    """In a Trainer's place: losses that follow from the learning rate and the dropout, without a training."""
+    """In a Trainer's place: losses that follow from the config, without a training."""
 
     sizes, data_digest = {"train": 1, "validation": 1, "test": 1}, "pictures"
 
@@ -73,8 +73,9 @@ class Reckoner:
 
     def train(self, config, console, on_epoch):
         rate, seed = config.phases[0].learning_rate, config.seed
+        at_first = abs(math.log10(rate) + 3.5) + abs(config.data.batch_size - 60) / 10
         for number in range(1, config.phases[0].epochs + 1):
-            loss = abs(math.log10(rate) + 3.5) / number + config.head.dropout + 0.01 * seed
+            loss = at_first / number + config.head.dropout + 0.01 * seed
             on_epoch(Epoch(1, number, loss, 0.5, loss, 0.5, rate, 1.0, 1.0), score := Score(number, loss, 0.5))
         return score
 
@@ -160,6 +161,25 @@ def test_a_sweep_that_was_stopped_goes_on_to_the_same_end(search, trials, traine
     client = connect(mlflow_client.default_uri(here / "runs"))
     run_id = json.loads((begun.folder / "tracking.state.json").read_text())["run_id"]
     assert client.get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_search_that_repeats_points_and_prunes_goes_on_to_the_same_end(here, monkeypatch):
+    monkeypatch.setattr(sweep, "Trainer", Reckoner)
+    over, overrides = ("data.batch_size=56..68", "head.dropout=[0.0, 0.1, 0.2]"), ["phases.0.epochs=6"]
+    whole = sweep.run(begin(*over, search="tpe", trials=40, overrides=overrides), Listening())
+    rows = [row for row in whole.trainings if row.role == "trial"]
+    assert sum(row.same_as is not None for row in rows) > 5
+    assert sum(row.status == "pruned" for row in rows) > 5
+
+    def stop(line):
+        if line.startswith("trial 20/40"):
+            raise KeyboardInterrupt
+
+    begun = begin(*over, search="tpe", trials=40, overrides=overrides)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(begun, Listening(stop))
+    assert figures(sweep.run(sweep_plan.reopened(begun.folder), Listening())) == figures(whole)
 
 
 @pytest.mark.slow
@@ -302,5 +322,5 @@ def test_mlflow_may_be_away_and_gets_everything_later(folder, here, monkeypatch)
 @pytest.mark.slow
 def test_one_process_works_on_a_sweep(here):
     begun = begin(LEARNING_RATES)
-    with sweep._alone(begun.folder), pytest.raises(GraftError, match="worked on by another process"):
+    with alone(begun.folder, "sweep"), pytest.raises(GraftError, match="worked on by another process"):
         sweep.run(begun, Listening())

@@ -48,7 +48,7 @@ def _print(test: "RangeTest") -> None:
     def row(what: str, rate: float | None, note: str = "") -> None:
         print(f"  {what:<12}{'–' if rate is None else f'{rate:.2g}':<10}{note}".rstrip())
 
-    print(f"phase {test.number}     {test.trains}, {test.phase.optimizer.name}")
+    print(f"phase {test.number}     {test.phase.trains}, {test.phase.optimizer.name}")
     row("suggested", test.suggestion, test.why_not or "the middle of the fall")
     row("configured", test.phase.learning_rate, test.verdict)
     if test.minimum is not None:

@@ -15,7 +15,7 @@ def sync(
 ) -> None:
     """Deliver what a run recorded while MLflow was away."""
     with errors_in_words():
-        from pipeline.delivery import sync as deliver
+        from pipeline import delivery
 
-        delivery = deliver(run_dir, Console(quiet))
-        print(f"MLflow run {delivery.run_id}: {delivery.records} entries delivered to {delivery.uri}.")
+        done = delivery.sync(run_dir, Console(quiet))
+        print(f"MLflow run {done.run_id}: {done.records} entries delivered to {done.uri}.")

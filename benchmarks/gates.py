@@ -25,7 +25,8 @@ import numpy as np
 from scipy.stats import norm
 
 from pipeline.config import Gate
-from pipeline.gate import Answers, Decision, decide
+from pipeline.gate import Decision, decide
+from pipeline.paired import Answers
 
 PICTURES = 1000
 PAIRS = 200

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from pipeline.errors import ExportError, GraftError
 from pipeline.pixels import PixelSpec
@@ -187,6 +187,7 @@ class RunRecord(Record):
         error: why a failed run failed.
         started_from: the folder of the run whose weights it started from, for `weights: run:...`.
         challenger: whether `graft retrain` made it, to be judged and not published.
+        title: what it was called: what differs from its config, else the config's name.
     """
 
     name: str
@@ -206,6 +207,7 @@ class RunRecord(Record):
     error: str | None = None
     started_from: str | None = None
     challenger: bool = False
+    title: str | None = None
 
 
 class Parity(Record):
@@ -284,8 +286,8 @@ def new_folder(runs: Path) -> Path:
 
 
 def read_history(run_dir: Path) -> list[Epoch]:
-    """A run's epochs so far. Raises OSError, and ValueError or TypeError where the file is damaged."""
-    return [Epoch(**epoch) for epoch in json.loads((run_dir / HISTORY).read_text(encoding="utf-8"))]
+    """A run's epochs so far. Raises OSError, and ValueError where the file is damaged."""
+    return TypeAdapter(list[Epoch]).validate_json((run_dir / HISTORY).read_text(encoding="utf-8"))
 
 
 def write_history(run_dir: Path, epochs: Sequence[Epoch]) -> None:
@@ -369,7 +371,9 @@ def alone(folder: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise GraftError(f"The {what} {folder} is being worked on by another process. Wait for it to end.") from None
+            raise GraftError(
+                f"The {what} {folder} is being worked on by another process. Wait for it to end."
+            ) from None
         yield
 
 

@@ -15,19 +15,16 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from pipeline import audit_labels, audit_page, audit_pictures, augment, duplicates, ingest, kept, leakage
+from pipeline import audit_labels, audit_page, audit_pictures, audit_tiles, duplicates, ingest, kept, leakage
 from pipeline.activations import Store, opened
 from pipeline.audit_findings import KINDS, Finding, Mark, ordered, write
 from pipeline.backbones import weights
-from pipeline.config import Augment, RunConfig
+from pipeline.config import RunConfig
 from pipeline.console import Console
 from pipeline.errors import DataError, WeightsError
-from pipeline.feed import seeds_of_views
 from pipeline.finetune import strategy
-from pipeline.frozen import Views
-from pipeline.pixels import PixelSpec, decode, upright_size
+from pipeline.pixels import PixelSpec, upright_size
 from pipeline.seeding import reproducible
 from pipeline.sources import open_source
 from pipeline.sources.base import SPLIT_NAMES, Example, Source, SplitName
@@ -68,8 +65,13 @@ class _Noted:
     given: SplitName | None
 
 
-def audit(config: RunConfig, console: Console) -> Audit:
-    """Looks at a run's data and writes `data.html` and `findings.csv` to `<output_dir>/<name>/data/`.
+def folder_of(config: RunConfig) -> Path:
+    """Where a look at a run's data is written."""
+    return Path(config.output_dir).resolve() / config.name / "data"
+
+
+def audit(config: RunConfig, console: Console, fix: str = f"graft data CONFIG --fix {LIST}") -> Audit:
+    """Looks at a run's data and writes `data.html` and `findings.csv` to `folder_of(config)`.
 
     Data that a run would refuse is reported all the same. Where the network's weights cannot be had, near copies are
     found by thumbnails alone, and _BY_WEIGHTS are not judged.
@@ -77,6 +79,7 @@ def audit(config: RunConfig, console: Console) -> Audit:
     Args:
         config: the run's.
         console: hears how it goes.
+        fix: the command that applies the reviewed list, as the page shows it.
 
     Raises:
         GraftError: there is no data, the network cannot be built, or the disk is too small.
@@ -86,7 +89,7 @@ def audit(config: RunConfig, console: Console) -> Audit:
     noted: dict[tuple[str, str], _Noted] = {}
     source = _noting(open_source(data), noted)
     reproducible(config.seed)
-    folder = Path(config.output_dir).resolve() / config.name / "data"
+    folder = folder_of(config)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".pixels-", dir=folder) as scratch,
@@ -98,49 +101,33 @@ def audit(config: RunConfig, console: Console) -> Audit:
         pictures = _in_one(splits)
         own = [noted[name, splits.classes[label]] for name, label in zip(pictures.names, pictures.labels, strict=True)]
         sizes = np.array([picture.size or (spec.width, spec.height) for picture in own], int).reshape(-1, 2)
+        figures, seen, not_judged = _looked_at(config, splits, pictures, spec, store, console)
+        measures = audit_pictures.Measures.of(figures, sizes, config.image_size, data.crop)
         marks: list[Mark] = []
-        backbone = seen = None
-        not_judged: tuple[str, ...] = ()
-        with ThreadPoolExecutor(1) as aside:  # The network's layers run beside it.
-            measured = aside.submit(
-                kept.of_pixels,
-                pictures, "measures", {"version": audit_pictures.VERSION}, audit_pictures.figures,
-                np.empty(audit_pictures.FIGURES, np.float32), spec, store, console,
-            )  # fmt: skip
-            if len(pictures):
-                backbone = _backbone(config, console)
-                seen = _seen(config, splits, pictures, backbone, spec, store, console)
-        measures = audit_pictures.Measures.of(measured.result(), sizes, config.image_size, data.crop)
         if seen is not None:
             console.say("judging the pictures and their labels")
-            given = [picture.given for picture in own]
-            marks += audit_pictures.judged(measures)
             detailed = sizes.min(axis=1) * data.crop >= duplicates.SIDE  # A thumbnail is not enlarged then.
             if small := int((~detailed).sum()):
-                notes += (f"{small:,} pictures are so small that near copies of them cannot be told from others.",)
-            marks += _alike(
-                seen, detailed, pictures, [places[digest] for digest in pictures.digests], given, splits.classes
-            )
-            if backbone is None:
-                not_judged = _BY_WEIGHTS
-            else:
-                features = _features(seen)
-                marks += audit_labels.mislabels(features, pictures.labels, splits.classes)
-                marks += audit_labels.outliers(features)
+                which, them = ("1 picture is", "it") if small == 1 else (f"{small:,} pictures are", "them")
+                notes += (f"{which} so small that near copies of {them} cannot be told from others.",)
+            given = [picture.given for picture in own]
+            marks = _judged(seen, measures, detailed, pictures, places, given, splits.classes, not_judged)
         findings = ordered([*_of_marks(marks, pictures, places, splits.classes), *_of_left_out(splits.quarantine)])
-        write(folder / LIST, findings)
+        if (earlier := write(folder / LIST, findings)) is not None:
+            console.say(f"the earlier list has actions for what is not found now: it is kept as {earlier}")
         console.say("writing the page")
         look = audit_page.Look(
             name=config.name,
+            fix=fix,
             classes=splits.classes,
             pictures=pictures,
             splits=tuple(places[digest] for digest in pictures.digests),
             left_out=splits.quarantine,
             measures=measures,
-            mean=None if seen is None else _mean_of_training(seen, pictures, places),
+            mean=None if seen is None else audit_tiles.mean_of_training(seen, pictures, places),
             findings=tuple(findings),
-            conflicting=_conflicting(source, splits.quarantine, spec),
-            strips=_strips(config, pictures, places, splits.classes),
+            conflicting=audit_tiles.conflicting(source, splits.quarantine, spec),
+            strips=audit_tiles.strips(config, pictures, places, splits.classes),
             augmented=config.data.augment.model_dump(mode="json", exclude_defaults=True),
             pretrained=config.backbone.weights != "none",
             not_judged=not_judged,
@@ -199,6 +186,25 @@ def _in_one(splits: Splits) -> Split:
     return Split.of_rows("train", rows, splits.train.pixels)
 
 
+def _looked_at(
+    config: RunConfig, splits: Splits, pictures: Split, spec: PixelSpec, store: Store | None, console: Console
+) -> tuple[np.ndarray, leakage.Seen | None, tuple[str, ...]]:
+    """Figures float32 [N, FIGURES] of N pictures; what near duplicates are found by, None where N is 0; and the kinds
+    that cannot be judged.
+    """
+    with ThreadPoolExecutor(1) as aside:  # The network's layers run beside it.
+        measured = aside.submit(
+            kept.of_pixels,
+            pictures, "measures", {"version": audit_pictures.VERSION}, audit_pictures.figures,
+            np.empty(audit_pictures.FIGURES, np.float32), spec, store, console,
+        )  # fmt: skip
+        if not len(pictures):
+            return measured.result(), None, ()
+        backbone = _backbone(config, console)
+        seen = _seen(config, splits, pictures, backbone, spec, store, console)
+    return measured.result(), seen, _BY_WEIGHTS if backbone is None else ()
+
+
 def _backbone(config: RunConfig, console: Console) -> keras.Model | None:
     """The network with its weights; None where they cannot be had: most of a look needs none."""
     try:
@@ -229,6 +235,35 @@ def _seen(
     seen = leakage.look(config.model_copy(update={"retrain": together}), alone, backbone, spec, store, console)
     assert seen is not None
     return seen
+
+
+def _judged(
+    seen: leakage.Seen,
+    measures: audit_pictures.Measures,
+    detailed: np.ndarray,
+    pictures: Split,
+    places: Mapping[str, SplitName],
+    given: Sequence[SplitName | None],
+    classes: tuple[str, ...],
+    not_judged: tuple[str, ...],
+) -> list[Mark]:
+    """What is wrong with the pictures and their labels.
+
+    Args:
+        seen, measures: of N pictures.
+        detailed, given: as in `_alike`.
+        pictures: N of them.
+        places: by digest, the split of each in a run.
+        classes: names of the labels.
+        not_judged: the kinds that are left aside, which are _BY_WEIGHTS or none.
+    """
+    marks = audit_pictures.judged(measures)
+    marks += _alike(seen, detailed, pictures, [places[digest] for digest in pictures.digests], given, classes)
+    if not not_judged:
+        features = _features(seen)
+        marks += audit_labels.mislabels(features, pictures.labels, classes)
+        marks += audit_labels.outliers(features)
+    return marks
 
 
 def _features(seen: leakage.Seen) -> np.ndarray:
@@ -353,65 +388,3 @@ def _of_left_out(quarantine: Sequence[LeftOut]) -> Iterator[Finding]:
         # Of conflicts, identical bytes are the worst; copies of one another stand together.
         score = 1 + int(item.digest[:8], 16) / 2**32 if conflict else 0.0
         yield Finding(kind, item.name, item.label, item.digest, "", score, item.reason)
-
-
-# ------------------------------------------------------------------------------------------------------------ pictures
-
-
-def _mean_of_training(seen: leakage.Seen, pictures: Split, places: Mapping[str, SplitName]) -> np.ndarray | None:
-    """uint8 [S, S, 3], the mean of the training pictures' thumbnails; None where there are none."""
-    mine = np.array([places[digest] == "train" for digest in pictures.digests], bool)
-    if not mine.any():
-        return None
-    return np.asarray(seen.thumbnails[mine].mean(axis=0).round().astype(np.uint8))
-
-
-def _conflicting(source: Source, quarantine: Sequence[LeftOut], spec: PixelSpec) -> dict[str, np.ndarray]:
-    """By name, the first few pictures that are left out for their labels: uint8 [H, W, 3]."""
-    names = [item.name for item in quarantine if item.reason.startswith(ingest.CONTRADICTION)][: audit_page.TILES]
-    wanted, found = set(names), {}
-    if wanted:
-        for example in source.examples():
-            if example.name in wanted:
-                found[example.name] = decode(example.read(), spec)
-    return found
-
-
-def _strips(
-    config: RunConfig, pictures: Split, places: Mapping[str, SplitName], classes: tuple[str, ...]
-) -> tuple[audit_page.Strip, ...]:
-    """Some training pictures, each with views of it as the network is given them; then some that are mixed."""
-    wanted = config.data.augment
-    training = np.flatnonzero([places[digest] == "train" for digest in pictures.digests])
-    if not len(training) or wanted == Augment():
-        return ()
-    rows = np.sort(np.random.default_rng(config.seed).permutation(training)[: audit_page.STRIPS])
-    images = np.concatenate([images for _, images in pictures.stream(rows)])
-    strips, contents = [], pictures.contents[rows]
-    if wanted.of_each:
-        views = Views(wanted, pictures.image_shape)
-        seeds = seeds_of_views(config.seed, min(config.data.views or audit_page.VIEWS, audit_page.VIEWS))
-        for row, image, content in zip(rows, images, contents, strict=True):
-            every = views.pixels(np.stack([image] * len(seeds)), np.full(len(seeds), content), seeds)
-            captions = ("as it is", *(f"view {number}" for number in range(1, len(seeds))))
-            strips.append(audit_page.Strip(pictures.names[row], _bytes(every), captions))
-    mix = augment.mixture(wanted, pictures.image_shape, len(classes))
-    if mix is not None:
-        labels = np.eye(len(classes), dtype=np.float32)[pictures.labels[rows]]
-        seed = tf.constant([contents[0], config.seed], tf.int32)
-        mixed, shares = (
-            part.numpy() for part in mix(tf.constant(images.astype(np.float32)), tf.constant(labels), seed)
-        )
-        captions = tuple(
-            ", ".join(f"{classes[label]} {share[label]:.2f}" for label in np.flatnonzero(share > 0.005))
-            for share in shares
-        )
-        strips.append(
-            audit_page.Strip("mixed" if wanted.mixup is not None else "cut and mixed", _bytes(mixed), captions)
-        )
-    return tuple(strips)
-
-
-def _bytes(views: np.ndarray) -> np.ndarray:
-    """uint8 of float32 in 0..255."""
-    return views.round().astype(np.uint8)

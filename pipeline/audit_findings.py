@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ class Kind:
 
 
 CLEAREST = (
-    "Only the clearest wrong labels are found, about half of them among photographs of ants and bees: an empty list "
+    "Only the clearest wrong labels are found, about half of them where classes are hard to tell apart: an empty list "
     "is no proof."
 )
 
@@ -115,11 +116,37 @@ def ordered(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: (order[finding.kind], -finding.score, finding.name))
 
 
-def write(path: Path, findings: Iterable[Finding]) -> None:
-    """Writes the list to review: a CSV file with COLUMNS, what is proposed in its last one."""
+def write(path: Path, findings: Iterable[Finding]) -> Path | None:
+    """Writes the list to review: a CSV file with COLUMNS, what is proposed in its last one.
+
+    An action that a person wrote into an earlier list there stays, for the same picture and finding.
+
+    Returns:
+        Where the earlier list is now, if it has actions that have no place in this one, or cannot be read; else None.
+    """
+    theirs, is_whole = _actions(path)
     stream = io.StringIO()
     writer = csv.writer(stream)
     writer.writerow(COLUMNS)
     for f in findings:
-        writer.writerow((f.name, f.label, f.split, f.digest, f.kind, f.why, f.proposal))
+        action = theirs.pop((f.digest, f.name, f.kind), f.proposal)
+        writer.writerow((f.name, f.label, f.split, f.digest, f.kind, f.why, action))
+    proposals = {kind: what.proposal for kind, what in KINDS.items()}
+    aside = None
+    if not is_whole or any(action not in ("", proposals.get(kind)) for (_, _, kind), action in theirs.items()):
+        aside = path.with_name(f"{path.stem}-{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y%m%d-%H%M%S}.csv")
+        path.replace(aside)
     write_atomically(path, stream.getvalue())
+    return aside
+
+
+def _actions(path: Path) -> tuple[dict[tuple[str, str, str], str], bool]:
+    """What an earlier list has, if any, by digest, name and kind; and whether all of it could be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        return {(row["sha256"], row["path"], row["finding"]): row["action"] or "" for row in rows}, True
+    except FileNotFoundError:
+        return {}, True
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError):
+        return {}, False

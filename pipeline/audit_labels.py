@@ -14,6 +14,7 @@ import warnings
 import numpy as np
 
 from pipeline.audit_findings import Mark
+from pipeline.duplicates import unit
 
 UNLIKELY = 0.15
 """A label of at most this probability is reported. A regression of 88 % accuracy, on 397 photographs of ants and bees,
@@ -38,7 +39,7 @@ def evened(embeddings: np.ndarray) -> np.ndarray:
 
     Perronnin, Sánchez and Mensink (2010), "Improving the Fisher kernel for large-scale image classification".
     """
-    return _unit(np.sign(embeddings) * np.sqrt(np.abs(embeddings)))
+    return unit(np.sign(embeddings) * np.sqrt(np.abs(embeddings)))
 
 
 def mislabels(features: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> list[Mark]:
@@ -76,7 +77,7 @@ def outliers(features: np.ndarray) -> list[Mark]:
     if len(features) < LEAST:
         return []
     # Of unit vectors the cosine distance is half the squared Euclidean one, which scikit-learn finds four times sooner.
-    nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS, algorithm="brute").fit(_unit(features))
+    nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS, algorithm="brute").fit(unit(features))
     distances = nearest.kneighbors()[0][:, -1] ** 2 / 2
     away = np.log(np.maximum(distances, 1e-6))
     away -= np.median(away)
@@ -86,10 +87,6 @@ def outliers(features: np.ndarray) -> list[Mark]:
         Mark("outlier", row, float(away[row]), f"distance {distances[row]:.2f}, the median is {usual:.2f}")
         for row in np.flatnonzero(away > FAR).tolist()
     ]
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return np.asarray(features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12))
 
 
 def _out_of_sample(features: np.ndarray, labels: np.ndarray) -> np.ndarray:

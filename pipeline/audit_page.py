@@ -50,6 +50,7 @@ class Look:
 
     Attributes:
         name: the run's.
+        fix: the command that applies the reviewed list.
         classes: their names.
         pictures: N of them, in the order of the source.
         splits: where a run puts each of them.
@@ -69,6 +70,7 @@ class Look:
     """
 
     name: str
+    fix: str
     classes: tuple[str, ...]
     pictures: Split
     splits: tuple[SplitName, ...]
@@ -255,10 +257,10 @@ def _sizes(look: Look) -> pages.Chart:
     )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for axis, values in ((axes.xaxis, look.measures.sizes[:, 0]), (axes.yaxis, look.measures.sizes[:, 1])):
-        _plain_ticks(axis, values)
     # Smaller than this, pictures are enlarged for the network.
     needed = look.image_size / look.crop
+    for axis, values in ((axes.xaxis, look.measures.sizes[:, 0]), (axes.yaxis, look.measures.sizes[:, 1])):
+        _plain_ticks(axis, np.append(values, needed))
     axes.axvline(needed, color=pages.SOFT, linewidth=1, linestyle="--")
     axes.axhline(needed, color=pages.SOFT, linewidth=1, linestyle="--")
     axes.set_xlabel("width, pixels")
@@ -326,7 +328,7 @@ def _sharpness(look: Look) -> pages.Chart:
     values = np.maximum(look.measures.sharpness, 1)
     axes.hist(values, bins=np.geomspace(1, max(float(values.max()), 10) * 1.01, 50).tolist(), color=pages.BLUE)
     axes.set_xscale("log")
-    _plain_ticks(axes.xaxis, values, steps=(1,))
+    _plain_ticks(axes.xaxis, values)
     axes.set_xlabel("variance after the edge kernel, in the sharpest part")
     axes.set_ylabel("pictures")
     axes.set_title("Sharpness")
@@ -342,13 +344,15 @@ def _sample(count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(count)[:_MOST_DOTS])
 
 
-def _plain_ticks(axis: Any, values: np.ndarray, steps: tuple[int, ...] = (1, 2, 5)) -> None:
-    """Of a logarithmic axis around the values: 100, 200, 500, written like that."""
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+def _plain_ticks(axis: Any, values: np.ndarray) -> None:
+    """Of a logarithmic axis around the values: 100, 200, 500, written like that; as many as a short or a long one has
+    room for."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     low, high = float(values.min()) / 1.3, float(values.max()) * 1.3
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
     ticks = [m * 10**e for e in range(6) for m in steps]
-    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_locator(MaxNLocator(5, integer=True) if high < 10 * low else FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})

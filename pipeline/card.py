@@ -58,11 +58,11 @@ cameras, places or people than those in its data has not been measured."""
 def _figures(run: "Run") -> str:
     scores = run.scores
     rows = "\n".join(
-        f"| {name.replace('_', ' ')} | {value:.4f} | {meaning(name)} |" for name, value in scores.metrics.items()
+        f"| {name.replace('_', ' ')} | {value:.4f} | {meaning(name)} |" for name, value in scores.telling.items()
     )
     return f"""## Figures
 
-On the test split, which this training never saw.{_ancestor(run)}
+On the test split, which this training never saw.{run.leaks}{_doubt(run)}
 
 | figure | value | meaning |
 |---|---|---|
@@ -101,14 +101,15 @@ stopping and the temperature; \
 
 def _training(run: "Run") -> str:
     phases = "\n".join(
-        f"| {number} | {phase.epochs} | {phase.learning_rate:g} | {phase.optimizer.name} | {phase.schedule.name} |"
+        f"| {number} | {_cell(phase.trains)} | {phase.epochs} | {phase.learning_rate:g} | {phase.optimizer.name} "
+        f"| {phase.schedule.name} |"
         for number, phase in enumerate(run.config.phases, start=1)
     )
     digests = "\n".join(f"- {name}: `{value}`" for name, value in run.digests.items())
     return f"""## Training
 
-| phase | epochs, at most | learning rate | optimizer | schedule |
-|---|---|---|---|---|
+| phase | what trains | epochs, at most | learning rate | optimizer | schedule |
+|---|---|---|---|---|---|
 {phases}
 
 {digests}
@@ -123,10 +124,8 @@ def _unfrozen(run: "Run") -> str:
     return f"{most.trained:,} of {most.trained + most.frozen:,} weights were trained."
 
 
-def _ancestor(run: "Run") -> str:
-    if run.record.started_from is None:
-        return ""
-    return f" What it started from, {run.record.started_from}, may have learned from some of these pictures."
+def _doubt(run: "Run") -> str:
+    return f"\n\n**{run.scores.doubt}**" if run.scores.doubt else ""
 
 
 def _options(config: RunConfig) -> str:

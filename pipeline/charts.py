@@ -12,11 +12,13 @@ from pipeline import pages
 from pipeline.artifacts import Epoch
 from pipeline.metrics import Bin
 from pipeline.pages import BLUE, INK, ORANGE, PAPER, SKY, SOFT, TINT, Chart, short
+from pipeline.pixels import to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pipeline.config import RunConfig
     from pipeline.evaluate import Report
 
 # Above these numbers a chart shows the classes that matter most instead of all.
@@ -24,8 +26,8 @@ LARGEST_MATRIX = 30
 MOST_ROWS = 30
 
 
-def learning_curves(history: Sequence[Epoch]) -> Chart:
-    """Loss, accuracy and learning rate over the epochs of all phases."""
+def learning_curves(history: Sequence[Epoch], config: "RunConfig") -> Chart:
+    """Loss, accuracy and learning rate over the epochs of all phases, as configured."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = pages.figure(7.5, 7)
@@ -59,13 +61,32 @@ def learning_curves(history: Sequence[Epoch]) -> Chart:
     return Chart(
         figure,
         "How training went. Validation pictures are not learned from: where their loss rises while the training loss "
-        "falls, the network overfits. Training figures are measured on augmented pictures, while the weights still "
-        "change, and the training loss with the label smoothing, mixup and class weights that the config asks for; so "
-        "they can be worse than validation, and the two losses differ by more than overfitting.",
+        f"falls, the network overfits. {_training_figures(config)}",
         f"Learning curves over {len(history)} epochs in {history[-1].phase} phases: validation loss from "
         f"{history[0].validation_loss:.3f} to {history[-1].validation_loss:.3f}, validation accuracy from "
         f"{history[0].validation_accuracy:.1%} to {history[-1].validation_accuracy:.1%}, "
         f"at best {best.validation_accuracy:.1%} in epoch {best.epoch}.",
+    )
+
+
+def _training_figures(config: "RunConfig") -> str:
+    """By what else than overfitting they differ from those of validation."""
+    augment = config.data.augment
+    mixed = {"mixup": augment.mixup is not None, "cutmix": augment.cutmix is not None}
+    augmented = "on augmented pictures, " if augment.of_each or any(mixed.values()) else ""
+    asked = mixed | {
+        "label smoothing": any(phase.label_smoothing for phase in config.phases),
+        "class weights": config.data.class_weights != "none",
+    }
+    of_loss = " and ".join(name for name, is_on in asked.items() if is_on)
+    loss, differ = (
+        (f", and the training loss with {of_loss}", ", and the two losses differ by more than overfitting")
+        if of_loss
+        else ("", "")
+    )
+    return (
+        f"Training figures are measured {augmented}while the weights still change{loss}; so they can be worse than "
+        f"validation{differ}."
     )
 
 
@@ -220,7 +241,7 @@ def mean_picture(mean: np.ndarray) -> Chart:
     channels = mean.reshape(-1, 3).mean(axis=0)
     values = "   ".join(f"{channel} {value:.1f}" for channel, value in zip("RGB", channels, strict=True))
     what = "Mean image" if mean.ndim == 3 else "Mean colour"
-    colors = np.clip(np.rint(mean), 0, 255).astype(np.uint8)
+    colors = to_bytes(mean)
     figure = pages.figure(3.6, 3.9)
     axes = figure.subplots()
     axes.imshow(colors if mean.ndim == 3 else colors.reshape(1, 1, 3))

@@ -97,15 +97,17 @@ def out() -> RichConsole:
     return RichConsole(highlight=False, width=None if sys.stdout.isatty() else 10_000)
 
 
-def shown(path: Path) -> str:
-    """As short as it can be typed here."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+def shown(path: Path, there: Path | None = None) -> str:
+    """As short as it can be typed there. Default: here."""
+    there = there or Path.cwd()
+    return str(path.relative_to(there) if path.is_relative_to(there) else path)
 
 
-def graft() -> str:
-    """The command as it can be typed here: outside an activated environment the bare name is not found."""
-    return "graft" if shutil.which("graft") else shown(Path(sys.argv[0]).absolute())
+def graft(there: Path | None = None) -> str:
+    """The command as it can be typed in a folder, by default this one: outside an activated environment the bare name
+    is not found."""
+    program = Path(sys.argv[0]).absolute()
+    return "graft" if shutil.which("graft") or program.name != "graft" else shown(program, there)
 
 
 def stop_in_order() -> None:

@@ -21,8 +21,7 @@ from pipeline.artifacts import MODEL, Code, Record
 from pipeline.compare_changes import DataChange, Setting
 from pipeline.compare_pictures import Common
 from pipeline.compare_runs import Run
-from pipeline.gate import Answers
-from pipeline.paired import Interval
+from pipeline.paired import Answers, Interval
 from pipeline.sources.base import SPLIT_NAMES
 
 NOTE = (
@@ -93,7 +92,7 @@ class Side(Record):
         started_from: the folder of the run whose weights it started from; None for none.
         temperature: by which its logits are divided.
         figures: on the common test pictures, by name in METRICS.
-        accuracy_interval: 95 % Wilson score interval.
+        accuracy_interval: 95 % percentile bootstrap interval.
     """
 
     letter: str
@@ -229,7 +228,7 @@ def _side(run: Run, answers: Answers, labels: np.ndarray) -> Side:
         data_digest=run.manifest.data_digest,
         started_from=run.record.started_from, temperature=run.report.temperature,
         figures={name: metrics.METRICS[name](answers.probabilities, labels) for name in METRICS},
-        accuracy_interval=paired.wilson(right, len(labels)),
+        accuracy_interval=paired.accuracy_interval(right, len(labels)),
     )  # fmt: skip
 
 

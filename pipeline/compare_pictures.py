@@ -14,7 +14,7 @@ from pipeline import contents, metrics
 from pipeline.compare_runs import Run
 from pipeline.errors import DataError
 from pipeline.flips import Flip, between
-from pipeline.gate import Answers
+from pipeline.paired import Answers
 from pipeline.pictures import read_again
 from pipeline.sources.base import listed
 

@@ -102,29 +102,15 @@ def _read(letter: str, reference: str, folder: Path) -> Run:
         return Run(
             letter, reference, folder, RunRecord.read(folder / "run.json"), load(folder / "config.yaml"),
             Report.read(folder / "report.json"), read_history(folder), outputs, read_manifest(folder / MODEL),
-            _pictures(folder), *_learned(folder), clusters,
+            _pictures(folder), *contents.learned_by(folder), clusters,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:  # KeyError: a CSV file without its columns.
         what = Path(error.filename).name if isinstance(error, OSError) and error.filename else "one of its files"
         problem = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
         raise ConfigError(
             f"The run {folder} cannot be compared: {what} {problem}. It was made by another version of graft, or files "
             f"were removed. Make it again: graft run {folder / 'config.yaml'}"
         ) from error
-
-
-def _learned(folder: Path) -> tuple[set[str], Path | None]:
-    """Of a run and of those whose weights it started from; and the first of these that is gone, beyond which nothing is
-    known. Raises OSError, and ValueError where a run.json is damaged."""
-    learned = contents.learned(folder / "splits.csv")
-    start = RunRecord.read(folder / "run.json").started_from
-    if start is None:
-        return learned, None
-    before = Path(start)
-    if not all((before / name).is_file() for name in ("run.json", "splits.csv")):
-        return learned, before
-    earlier, gone = _learned(before)
-    return learned | earlier, gone
 
 
 def _pictures(folder: Path) -> dict[str, Picture]:

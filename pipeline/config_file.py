@@ -148,7 +148,8 @@ def _explain(error: ValidationError, where: str) -> str:
         # A rule across keys has the whole section as its input, which would say nothing.
         received = "" if isinstance(item["input"], dict | BaseModel) else f" Received: {item['input']!r}."
         if item["type"] == "extra_forbidden":
-            message, received = f"unknown key. {_instead(str(item['loc'][-1]), _keys(parent))}", ""
+            last = str(item["loc"][-1])
+            message, received = f"unknown key. {_instead(last, _keys(parent), key.removesuffix(last))}", ""
         elif item["type"] == "missing":
             message, received = "required, but missing", ""
         elif item["type"] == "union_tag_invalid":
@@ -179,11 +180,11 @@ def _with_meant(message: str, received: Any) -> str:
     return f"{message}. {did_you_mean(str(received), allowed)}"
 
 
-def _instead(key: str, allowed: list[str]) -> str:
-    """What to write in place of a key that is none of those allowed where it is."""
+def _instead(key: str, allowed: list[str], above: str) -> str:
+    """What to write in place of a key that is none of those allowed where it is, below `above`."""
     if elsewhere := [known for known in _everywhere(RunConfig) if known.endswith(f".{key}")]:
         return f"Did you mean {' or '.join(elsewhere)}?"
-    return did_you_mean(key, allowed, f"Allowed: {', '.join(allowed)}.")
+    return did_you_mean(key, allowed, f"Allowed: {', '.join(allowed)}.", prefix=above)
 
 
 def _everywhere(model: type[BaseModel], above: str = "") -> Iterator[str]:

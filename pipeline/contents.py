@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pipeline.artifacts import RunRecord
 from pipeline.console import Console
 from pipeline.parallel import WORKERS, in_order
 from pipeline.sources.base import Example, Source
@@ -95,6 +96,20 @@ def learned(path: Path) -> set[str]:
     """The digests of what a model was trained, or tuned, on, from its run's `splits.csv`. Raises OSError."""
     with path.open(encoding="utf-8", newline="") as file:
         return {row["sha256"] for row in csv.DictReader(file) if row["split"] in ("train", "validation")}
+
+
+def learned_by(run_dir: Path) -> tuple[set[str], Path | None]:
+    """The digests of what a run was trained, or tuned, on, itself or by the weights it started from; and of the runs
+    that these go back to the one whose list cannot be read any more, beyond which nothing is known: None where all can.
+    """
+    try:
+        found, start = learned(run_dir / "splits.csv"), RunRecord.read(run_dir / "run.json").started_from
+    except (OSError, ValueError, KeyError):  # KeyError: splits.csv without its columns.
+        return set(), run_dir
+    if start is None:
+        return found, None
+    earlier, gone = learned_by(Path(start))
+    return found | earlier, gone
 
 
 def clusters(path: Path) -> dict[str, str]:

@@ -85,7 +85,7 @@ def sync(run_dir: Path, console: Console) -> Delivery:
         TrackingError: as `deliver`, or the run's `run.json` is missing or damaged.
     """
     delivery = deliver(run_dir, console)
-    if (run_dir / PARTS).is_dir():
+    if (run_dir / "sweep.json").is_file():  # A sweep has no run.json.
         parts = sorted(path.parent for path in run_dir.glob(f"{PARTS}/*/{JOURNAL}"))
         return replace(delivery, records=delivery.records + sum(deliver(part, console).records for part in parts))
     path = run_dir / "run.json"

@@ -34,6 +34,7 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from pipeline.parallel import WORKERS
+from pipeline.pixels import LUMA
 
 SIDE = 32  # S
 SAME = 0.96  # the correlation from which two pictures show the same
@@ -47,7 +48,6 @@ _LEAST_COSINE = 0.5  # of candidates' descriptors
 # same, among 10,000 parts of photographs, none is below 0.37.
 _LEAST_MEAN = 0.35
 _BLOCK = 1024  # pictures or pairs at once: below 100 MB for each thread
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 _CELLS, _DIRECTIONS = 4, 8  # of the histograms of oriented gradients
 _BLUR = 1.0  # standard deviation in pixels of a thumbnail, so that interpolation between them changes little
@@ -127,7 +127,7 @@ def _near(thumbnails: np.ndarray, embeddings: np.ndarray | None) -> tuple[np.nda
     """Pairs that show the same, int [P, 2], and their correlations, float [P]."""
     if len(thumbnails) < 2:
         return np.empty((0, 2), np.int64), np.empty(0)
-    luminance = _in_blocks(lambda block: _blurred(block @ _LUMA), thumbnails)
+    luminance = _in_blocks(lambda block: _blurred(block @ LUMA), thumbnails)
     descriptors = [_in_blocks(_oriented_gradients, luminance)]
     if embeddings is not None:
         descriptors.append(embeddings.astype(np.float32))
@@ -197,12 +197,12 @@ def _oriented_gradients(luminance: np.ndarray) -> np.ndarray:
     for centre in range(_DIRECTIONS):
         away = np.abs((direction - centre + _DIRECTIONS / 2) % _DIRECTIONS - _DIRECTIONS / 2)
         histograms.append(cells.T @ (strength * np.maximum(0, 1 - away)) @ cells)
-    return np.asarray(np.sqrt(_unit(np.stack(histograms, axis=-1).reshape(len(luminance), -1))), np.float32)
+    return np.asarray(np.sqrt(unit(np.stack(histograms, axis=-1).reshape(len(luminance), -1))), np.float32)
 
 
 def _directions(descriptors: np.ndarray) -> np.ndarray:
     """Where descriptors, float32 [n, D], lie from their mean: float32 [n, D], of length 1."""
-    return _unit(descriptors - descriptors.mean(axis=0, dtype=np.float64).astype(np.float32))
+    return unit(descriptors - descriptors.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
 def _neighbours(descriptors: np.ndarray) -> np.ndarray:
@@ -220,7 +220,8 @@ def _similar(directions: list[np.ndarray], pairs: np.ndarray) -> np.ndarray:
     return np.asarray(np.mean(cosines, axis=0))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """float [..., D]: the same vectors at length 1, but for those of next to no length, which stay as short."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6))
 
 
@@ -273,7 +274,7 @@ def _blurred(images: np.ndarray) -> np.ndarray:
 
 def _with_luminance(thumbnails: np.ndarray) -> np.ndarray:
     """Red, green, blue and luminance, blurred: float32 [n, 4, S, S]."""
-    images = np.concatenate([thumbnails, (thumbnails @ _LUMA)[..., None]], axis=-1)
+    images = np.concatenate([thumbnails, (thumbnails @ LUMA)[..., None]], axis=-1)
     return _blurred(images.transpose(0, 3, 1, 2))
 
 
@@ -327,7 +328,7 @@ def _coarse(still: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarra
     grid = ((np.arange(points + 2 * reach) - (points + 2 * reach - 1) / 2) * _COARSE_STEP).astype(np.float32)
     middle = _weights(grid[reach:-reach])
     template = (middle @ still @ middle.T).reshape(pairs, -1)
-    template = _unit(template - template.mean(axis=1, keepdims=True))
+    template = unit(template - template.mean(axis=1, keepdims=True))
     best, places = np.full(pairs, -1, np.float32), np.zeros((pairs, 3), np.float32)
     for scale in _COARSE_SCALES:
         weights = _weights((scale * grid).astype(np.float32))

@@ -54,8 +54,11 @@ class TrackingError(GraftError):
     pass
 
 
-def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
-    """For an error: "Did you mean vgg19?", where a known word is like this one, capitals aside; else `otherwise`."""
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", prefix: str = "") -> str:
+    """For an error: "Did you mean vgg19?", where a known word is like this one, capitals aside; else `otherwise`.
+
+    What stands before the word where it is written, as `prefix`, is in the answer alone.
+    """
     lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), lower, n=1)
-    return f"Did you mean {lower[close[0]]}?" if close else otherwise
+    return f"Did you mean {prefix}{lower[close[0]]}?" if close else otherwise

@@ -4,6 +4,7 @@ Shape letters: N test pictures, V validation pictures, C classes.
 """
 
 import csv
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from pydantic import BaseModel, ConfigDict
 from pipeline import metrics, paired
 from pipeline.artifacts import Record
 from pipeline.errors import DataError, TrainingError
-from pipeline.metrics import Bin, ClassScore
+from pipeline.metrics import HIGHEST_TEMPERATURE, Bin, ClassScore
+
+DOUBTED = 3.0
+"""A loss so many times that of a network that knows nothing is one that training has wrecked."""
 
 
 class Calibration(BaseModel):
@@ -48,6 +52,38 @@ class Report(Record):
     confusion: list[list[int]]
     """Test pictures of class [row] that were given class [column]."""
 
+    @property
+    def telling(self) -> dict[str, float]:
+        """The metrics that tell something of so many classes: top-5 accuracy is 1 with up to five."""
+        few = len(self.per_class) <= 5
+        return {name: value for name, value in self.metrics.items() if not (few and name == "top5_accuracy")}
+
+    @property
+    def doubt(self) -> str:
+        """Why the training is likely to have gone wrong, though its outputs are numbers; empty where nothing says so.
+
+        It is by how sure the network is of what is wrong, before temperature scaling hides it.
+        """
+        # Chance knows ln C nats: every class is as likely as the others.
+        chance, loss = math.log(len(self.per_class)), self.calibration_before.loss
+        signs = []
+        if loss > DOUBTED * chance:
+            signs.append(
+                f"before temperature scaling the loss on the test split is {loss:.1f} nats, where guessing has "
+                f"{chance:.2f}"
+            )
+        if not 1.01 / HIGHEST_TEMPERATURE < self.temperature < HIGHEST_TEMPERATURE / 1.01:
+            signs.append(
+                f"the temperature that suits the validation split is {self.temperature:.3g}, at an end of its range "
+                f"({1 / HIGHEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g})"
+            )
+        if not signs:
+            return ""
+        return (
+            f"The training has probably diverged: {', and '.join(signs)}. Lower phases.*.learning_rate (graft lr "
+            "CONFIG suggests one), or set phases.*.clip_norm, e.g. 1.0."
+        )
+
 
 def evaluate(
     test_logits: np.ndarray,
@@ -55,7 +91,6 @@ def evaluate(
     validation_logits: np.ndarray,
     validation_labels: np.ndarray,
     classes: list[str],
-    seed: int,
 ) -> Report:
     """Fits the temperature on the validation split and scores the test split.
 
@@ -65,7 +100,6 @@ def evaluate(
         validation_logits: float [V, C]; V may be 0, which leaves the temperature at 1.
         validation_labels: int [V] in 0..C-1.
         classes: C names, in the order of the logits.
-        seed: of the bootstrap.
 
     Raises:
         DataError: there is no test picture.
@@ -87,13 +121,10 @@ def evaluate(
     before = metrics.softmax(test_logits)
     after = metrics.softmax(test_logits, temperature)
     right = int((after.argmax(axis=1) == test_labels).sum())
-    # Where every picture is right, or none, resampling knows of nothing else: an interval without any width.
-    varied = 0 < right < len(test_labels)
-    interval = metrics.accuracy_interval(after, test_labels, seed) if varied else paired.wilson(right, len(test_labels))
     return Report(
         n=len(test_labels),
         metrics=metrics.score(after, test_labels),
-        accuracy_interval=interval,
+        accuracy_interval=paired.accuracy_interval(right, len(test_labels)),
         temperature=temperature,
         calibration=_calibration(after, test_labels),
         calibration_before=_calibration(before, test_labels),

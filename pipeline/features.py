@@ -17,6 +17,7 @@ from pipeline import pages
 from pipeline.backbones.contracts import CONTRACTS
 from pipeline.model import Network
 from pipeline.pages import Chart, short
+from pipeline.pixels import LUMA, to_bytes
 
 CANONICAL: dict[str, np.ndarray] = {
     "blur": np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]], np.float32) / 8,
@@ -30,7 +31,6 @@ MOST_LAYERS = 8
 MOST_CHANNELS = 12
 MOST_RESPONSES = 10
 MOST_KERNELS = 96
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +114,14 @@ def responses(network: Network, image: np.ndarray) -> Responses | None:
     normal = below(network.normalise(image[None].astype(np.float32)), training=False)
     answers = np.moveaxis(np.asarray(convolution.convolution_op(normal, convolution.kernel))[0], -1, 0)
     channels = _most_varied(answers, MOST_RESPONSES)
-    luminance = image.astype(np.float32) @ _LUMA
+    luminance = image.astype(np.float32) @ LUMA
     canonical = {}
     for name, kernel in CANONICAL.items():
         answer = correlate(luminance, kernel, mode="nearest")
         is_picture = abs(kernel.sum() - 1) < 1e-6
-        canonical[name] = _to_bytes(answer) if is_picture else _around_grey(answer)
+        canonical[name] = to_bytes(answer) if is_picture else _around_grey(answer)
     return Responses(
-        _to_bytes(luminance), canonical, channels, _around_grey(answers[channels]), pictures[channels], len(pictures)
+        to_bytes(luminance), canonical, channels, _around_grey(answers[channels]), pictures[channels], len(pictures)
     )
 
 
@@ -289,15 +289,10 @@ def _most_varied(all_maps: np.ndarray, most: int) -> list[int]:
 def _around_grey(values: np.ndarray) -> np.ndarray:
     """uint8: 0 to 128, and the 99.5th percentile of the magnitudes, or what lies beyond, to 255 or 1."""
     greatest = np.quantile(np.abs(values), 0.995)
-    return _to_bytes(128 + 127 * np.clip(values / max(greatest, 1e-30), -1, 1))
+    return to_bytes(128 + 127 * np.clip(values / max(greatest, 1e-30), -1, 1))
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
     """uint8: the least to 0 and the greatest to 255; 0 where all are the same."""
     low, high = values.min(), values.max()
-    return _to_bytes(255 * (values - low) / max(high - low, 1e-30))
-
-
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    as_bytes: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return as_bytes
+    return to_bytes(255 * (values - low) / max(high - low, 1e-30))

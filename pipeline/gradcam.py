@@ -14,6 +14,7 @@ import tensorflow as tf
 from pipeline.backbones.cuts import cut_points
 from pipeline.inspection import inspect
 from pipeline.model import Network
+from pipeline.pixels import LUMA, to_bytes
 from pipeline.receptive import Window
 
 LEAST_CELLS = 10
@@ -94,11 +95,10 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """
     from matplotlib import colormaps
 
-    grey = image.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    grey = image.astype(np.float32) @ LUMA
     opacity = 0.75 * heat[..., None]
     colours = 255 * colormaps["inferno"](heat)[..., :3]
-    drawn: np.ndarray = np.rint((1 - opacity) * grey[..., None] + opacity * colours).astype(np.uint8)
-    return drawn
+    return to_bytes((1 - opacity) * grey[..., None] + opacity * colours)
 
 
 def _compiled(network: Network, name: str) -> Callable[[np.ndarray, np.ndarray], tf.Tensor]:

@@ -13,8 +13,8 @@
     status              status, time; the last line, unless a run that was killed goes on, or is judged later
 
 Times are milliseconds since 1970. How far the journal was delivered, and where to if not where its first line says,
-stands in `run_dir/tracking.state.json`. The run alone writes the journal, the state whoever holds the lock: neither has
-to wait for the other.
+stands in `run_dir/tracking.state.json`. Only the run writes the journal, and waits for nobody; the state is written by
+whoever holds the journal's lock.
 """
 
 import json
@@ -83,8 +83,8 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
     """
     path = _journal(run_dir)
     # A run that is under way, or was killed, may have written half of the last line.
-    text = path.read_bytes()
-    records = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
     if not records:
         raise TrackingError(f"There is nothing to deliver: {path} is empty; the run ended as it began.")
     uri = State.read(run_dir).uri

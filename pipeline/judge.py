@@ -24,8 +24,9 @@ from pipeline.console import Console
 from pipeline.decoded import unchanged
 from pipeline.errors import DataError
 from pipeline.flips import Flip
-from pipeline.gate import Answers, Decision, decide
+from pipeline.gate import Decision, decide
 from pipeline.gate_page import MOST_PICTURES
+from pipeline.paired import Answers
 from pipeline.parallel import WORKERS
 from pipeline.pixels import decode
 from pipeline.sources.base import Source

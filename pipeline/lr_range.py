@@ -25,6 +25,7 @@ from pipeline import finetune, model, pages
 from pipeline.backbones import BACKBONES
 from pipeline.config import Constant, Phase, RunConfig
 from pipeline.console import Advance, Console
+from pipeline.errors import TrainingError
 from pipeline.feed import Batch, Feed, Pictures
 from pipeline.model import Network
 from pipeline.prepared import prepared
@@ -101,10 +102,15 @@ class RangeTest:
         return float(math.sqrt(self.rates[start] * self.rates[end]))
 
     @property
+    def diverges(self) -> bool:
+        """Whether the loss diverges at the config's own learning rate."""
+        return self.diverged is not None and self.phase.learning_rate >= self.diverged
+
+    @property
     def verdict(self) -> str:
         """On the config's own learning rate, in words."""
         rate, suggestion, minimum = self.phase.learning_rate, self.suggestion, self.minimum
-        if self.diverged is not None and rate >= self.diverged:
+        if self.diverges:
             return "the loss diverges there"
         if suggestion is None or minimum is None:
             return "not told by this test"
@@ -148,11 +154,18 @@ def range_tests(
         console: gets a bar per test, and what `finetune` says.
 
     Raises:
-        GraftError: a phase diverged at its own learning rate, before the last one.
+        TrainingError: a phase before the last one diverges at its own learning rate, by its test or when it is trained.
     """
     for number in range(len(phases)):
-        yield range_test(network, phases[number], number, pictures, console)
+        test = range_test(network, phases[number], number, pictures, console)
+        yield test
         if number + 1 < len(phases):
+            if test.diverges:
+                raise TrainingError(
+                    f"Phase {number + 2} cannot be tested: it starts from what phase {number + 1} leaves, which at its "
+                    f"learning rate of {test.phase.learning_rate:g} diverges. That must be below "
+                    f"{test.diverged:.2g}. Set phases.{number}.learning_rate lower, and test again."
+                )
             finetune.finetune(network, phases, pictures, None, console, on_epoch=lambda _: None, only=number)
 
 
@@ -241,18 +254,17 @@ def write_page(path: Path, config: RunConfig, tests: Sequence[RangeTest]) -> Non
     with pages.drawing():
         charts = [_chart(test) for test in tests]
     pages.write(
-        path, "lr.html", name=config.name, tests=list(zip(tests, charts, strict=True)), settings=settings(tests),
+        path, "lr.html", name=config.name, tests=list(zip(tests, charts, strict=True)),
+        settings=" ".join(f"--set {setting}" for setting in settings(tests)),
         steps=STEPS, lowest=LOWEST, highest=HIGHEST, diverged=DIVERGED,
     )  # fmt: skip
 
 
-def settings(tests: Sequence[RangeTest]) -> str:
-    """What gives a config the suggested learning rates on the command line; empty where there are none."""
-    return " ".join(
-        f"--set phases.{test.number - 1}.learning_rate={test.suggestion:.2g}"
-        for test in tests
-        if test.suggestion is not None
-    )
+def settings(tests: Sequence[RangeTest]) -> list[str]:
+    """What gives a config the suggested learning rates, as KEY=VALUE."""
+    return [
+        f"phases.{test.number - 1}.learning_rate={test.suggestion:.2g}" for test in tests if test.suggestion is not None
+    ]
 
 
 def _chart(test: RangeTest) -> pages.Chart:

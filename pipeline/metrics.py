@@ -149,21 +149,10 @@ def confusion(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(confusion_matrix(labels, probabilities.argmax(axis=1), labels=every))
 
 
-def accuracy_interval(
-    probabilities: np.ndarray, labels: np.ndarray, seed: int, resamples: int = 2000
-) -> tuple[float, float]:
-    """95 % percentile bootstrap interval on accuracy: low, high.
-
-    Resampling N pictures with replacement, of which a share p is right, draws the number of right ones from
-    Binomial(N, p); so that is drawn. With every picture right, or none, the interval has no width.
-    """
-    p = accuracy(probabilities, labels)
-    resampled = np.random.default_rng(seed).binomial(len(labels), p, size=resamples) / len(labels)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return float(low), float(high)
-
-
 # --------------------------------------------------------------------------------------------------------- calibration
+
+HIGHEST_TEMPERATURE = 20.0
+"""The lowest is its reciprocal."""
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -190,6 +179,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         likelihood = log_softmax(logits * np.exp(-log_t), axis=1)[every, labels].sum()
         return float(log_t**2 / 2 - likelihood)
 
-    bound = np.log(20)
+    bound = np.log(HIGHEST_TEMPERATURE)
     fitted = float(minimize_scalar(objective, bounds=(-bound, bound), method="bounded").x)
     return float(np.exp(fitted)) if objective(fitted) < objective(0) else 1.0

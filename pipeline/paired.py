@@ -36,6 +36,20 @@ class Answers:
     latency_ms: float | None = None
 
 
+def accuracy_interval(right: int, n: int) -> Interval:
+    """95 % percentile bootstrap interval of the share of pictures that are right.
+
+    Of n pictures drawn with replacement the number that are right is binomial; its quantiles are what resampling without
+    end comes to. Where every picture is right, or none, resampling knows of nothing else: there it is Wilson's.
+    """
+    from scipy.stats import binom
+
+    if right in (0, n):
+        return wilson(right, n)
+    low, high = binom.ppf([LEVEL / 2, 1 - LEVEL / 2], n, right / n) / n
+    return float(low), float(high)
+
+
 def wilson(right: int, n: int) -> Interval:
     """95 % score interval of a share (Wilson, 1927): it has a width even where every picture is right, or none."""
     from scipy.stats import binomtest

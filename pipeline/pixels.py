@@ -24,6 +24,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")  # of usual file names; a pictur
 # Usual ones have about 10.
 _SCAN, _MAX_SCANS = b"\xff\xda", 100
 LARGE_MEGAPIXELS = 16
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Luminance is this much red, green and blue: ITU-R BT.601, as of JPEG's Y and Pillow's greys."""
 _TOGETHER = nullcontext()
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -137,6 +139,11 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
             return (height, width) if _turn(image) in _SIDES_SWAPPED else (width, height)
     except (UnidentifiedImageError, *_DAMAGE):
         return None
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """uint8 of any shape: the nearest to each value; those beyond 0..255 are cut off there."""
+    return np.asarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
 def centre_box(width: int, height: int, spec: PixelSpec) -> tuple[float, float, float, float]:

@@ -151,6 +151,7 @@ class Recording:
                 backbone=BackboneIdentity(name=config.backbone.name, options=config.backbone.options),
                 started_from=None if start is None else str(start),
                 challenger=challenger,
+                title=title,
             )
             artifacts.write_atomically(self.run_dir / "config.yaml", dump(self._shown))
             self.record.write(self.run_dir / "run.json")

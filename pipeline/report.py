@@ -6,15 +6,16 @@ Shape letters: H height, W width.
 import csv
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from pipeline import card, charts, features, gradcam, pages
-from pipeline.artifacts import OUTPUTS, Epoch, Manifest, Outputs, RunRecord, read_history
+from pipeline import card, charts, contents, features, gradcam, pages
+from pipeline.artifacts import CLUSTERS, OUTPUTS, Epoch, Manifest, Outputs, RunRecord, read_history
+from pipeline.cli import graft
 from pipeline.config import RunConfig
 from pipeline.config_file import dump, load
 from pipeline.errors import ConfigError
@@ -48,6 +49,24 @@ class Run:
     mean: np.ndarray | None
     training: int
     """Pictures it learned from."""
+    leaks: str = ""
+    """What is to be said of test pictures that an earlier run, whose weights it started from, learned from; else
+    nothing."""
+
+    @property
+    def about(self) -> str:
+        """What tells it from the config's other runs, in a line."""
+        config, record = self.config, self.record
+        started = datetime.fromisoformat(record.started_at).astimezone(UTC)
+        options = [f"{key}={value}" for key, value in config.backbone.options.items()]
+        parts = [
+            " ".join([config.backbone.name, *options]),
+            f"{started.day} {started:%B %Y, %H:%M} UTC",
+            f"run {Path(record.run_dir).name}",
+        ]
+        if record.title not in (None, record.name):
+            parts.append(str(record.title))
+        return " · ".join(parts)
 
     @property
     def scaling(self) -> str:
@@ -61,10 +80,12 @@ class Run:
     def command(self) -> str:
         """What repeats the run from anywhere on its machine; for a challenger, what trains the next one."""
         config, here, there = self.run_dir / "config.yaml", self.record.started_in, ""
+        program = graft(None if here is None else Path(here))
         if here is not None:
             config = config.relative_to(here) if config.is_relative_to(here) else config
             there = f"cd {shlex.quote(here)} && "
-        command = f"{there}graft {'retrain' if self.record.challenger else 'run'} {shlex.quote(str(config))}"
+        what = "retrain" if self.record.challenger else "run"
+        command = f"{there}{shlex.quote(program)} {what} {shlex.quote(str(config))}"
         if self.config.backbone.weights.startswith("run:") and not self.record.challenger:
             assert self.record.started_from is not None  # A name stands for its newest run.
             command += f" --set backbone.weights=run:{shlex.quote(Path(self.record.started_from).name)}"
@@ -93,20 +114,22 @@ def read(run_dir: Path) -> Run:
     """Raises ConfigError where the folder is not that of a run that has been evaluated and exported."""
     try:
         mean = run_dir / "mean.npy"
+        record, outputs = RunRecord.read(run_dir / "run.json"), Outputs.read(run_dir / OUTPUTS)
         return Run(
             run_dir,
-            RunRecord.read(run_dir / "run.json"),
+            record,
             load(run_dir / "config.yaml", []),
             Report.read(run_dir / "report.json"),
             read_history(run_dir),
-            Outputs.read(run_dir / OUTPUTS),
+            outputs,
             manifest_of(run_dir),
             np.load(mean) if mean.is_file() else None,
             _training(run_dir / "splits.csv"),
+            _leaks(run_dir, record, outputs),
         )
     except FileNotFoundError as error:
         missing = f"it has no {Path(error.filename).name}"
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError) as error:  # KeyError: splits.csv without its columns.
         missing = f"a file in it cannot be read ({type(error).__name__})"
     raise ConfigError(
         f"{run_dir} is not the folder of a run that can be reported on: {missing}. It must be the folder "
@@ -118,6 +141,26 @@ def read(run_dir: Path) -> Run:
 def _training(splits: Path) -> int:
     with splits.open(encoding="utf-8", newline="") as file:
         return sum(row["split"] == "train" for row in csv.DictReader(file))
+
+
+def _leaks(run_dir: Path, record: RunRecord, outputs: Outputs) -> str:
+    if record.started_from is None:
+        return ""
+    learned, gone = contents.learned_by(Path(record.started_from))
+    if (run_dir / CLUSTERS).is_file():
+        learned = contents.with_alike(learned, contents.clusters(run_dir / CLUSTERS))
+    words = ""
+    if count := len(learned & set(outputs.digests)):
+        words = (
+            f" The weights it started from, those of {record.started_from}, were trained or tuned on {count:,} of "
+            "these pictures or near duplicates of them: the figures flatter it."
+        )
+    if gone is not None:
+        words += (
+            f" The weights it started from go back to {gone}, whose list of pictures is gone: they may have been "
+            "trained on some of these."
+        )
+    return words
 
 
 def write(run: Run, network: Network, look: Look) -> list[Path]:
@@ -137,7 +180,7 @@ def write(run: Run, network: Network, look: Look) -> list[Path]:
     seen = look([digests[row] for row in {*shown, *(row for rows in explained.values() for row in rows)}])
     with pages.drawing():
         drawn = {
-            "learning_curves": charts.learning_curves(run.history),
+            "learning_curves": charts.learning_curves(run.history, run.config),
             "confusion": charts.confusion(run.scores),
             "per_class": charts.per_class(run.scores),
             "reliability": charts.reliability(run.scores),
@@ -221,11 +264,12 @@ def _what_it_sees(run: Run, network: Network, seen: dict[str, np.ndarray]) -> di
         drawn["kernels"] = kernels
     rights = [row for row in _telling(run)["The least certain that are right"] if run.outputs.digests[row] in seen]
     if rights:
-        picture = seen[run.outputs.digests[rights[-1]]]
-        if responses := features.response_chart(network, picture):
-            drawn["responses"] = responses
-        if maps := features.maps_chart(network, picture):
-            drawn["feature_maps"] = maps
+        surest = rights[-1]
+        picture, label = seen[run.outputs.digests[surest]], run.outputs.classes[run.outputs.labels[surest]]
+        which = f" The picture is {run.outputs.names[surest]}, {label}: of those shown, the one it is surest of."
+        for name, draw in (("responses", features.response_chart), ("feature_maps", features.maps_chart)):
+            if chart := draw(network, picture):
+                drawn[name] = replace(chart, caption=chart.caption + which)
     return drawn
 
 
@@ -237,7 +281,7 @@ def _metrics(run: Run) -> list[tuple[str, float, str]]:
     scores = run.scores
     before = {"loss": scores.calibration_before.loss, "ece": scores.calibration_before.ece}
     rows = []
-    for name, value in scores.metrics.items():
+    for name, value in scores.telling.items():
         words = meaning(name)
         if name in before:
             words += f" Before temperature scaling: {before[name]:.4f}."

@@ -83,9 +83,11 @@ def run(
                 test_logits = finetune.predict(network.model, splits.test, data.batch_size)
                 scores = evaluate.evaluate(
                     test_logits, splits.test.labels, validation_logits, splits.validation.labels,
-                    list(splits.classes), config.seed,
+                    list(splits.classes),
                 )  # fmt: skip
                 recording.scores(scores, test_logits, validation_logits)
+                if scores.doubt:
+                    console.warn(scores.doubt)
             with recording.stage("export"):
                 parity = export.export(
                     network.embedding, scores.temperature, splits.classes, spec, export.TestPictures.of(splits),

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from pipeline import finetune, inspection, model, pages
+from pipeline import finetune, inspection, model, pages, paired
 from pipeline.activations import Store
 from pipeline.backbones import BACKBONES, weights
 from pipeline.config import Augment, BackboneConfig, Cache, Phase, RunConfig
@@ -109,6 +109,14 @@ class Screened:
         half = float(t.ppf(0.975, count - 1)) * float(np.std(self.accuracies, ddof=1)) / math.sqrt(count)
         return max(self.mean - half, 0.0), min(self.mean + half, 1.0)
 
+    @property
+    def beats_commonest(self) -> bool:
+        """Whether the accuracy is above `commonest`, by the interval over seeds and by Wilson's of the mean on so many
+        pictures: seeds that agree, or one alone, say nothing of the pictures."""
+        of_pictures, _ = paired.wilson(round(self.mean * self.validation), self.validation)
+        of_seeds, _ = self.interval or (self.mean, self.mean)
+        return min(of_pictures, of_seeds) > self.commonest
+
     def figures(self) -> dict[str, Any]:
         """All of it, for JSON."""
         cost = None if self.cost is None else vars(self.cost)
@@ -137,7 +145,7 @@ def told(rows: Sequence[Screened]) -> str:
             if alike
             else f"No other interval overlaps that of {best.backbone}."
         )
-    chance = [row.backbone for row in scored if (row.interval or (row.mean,))[0] <= row.commonest]
+    chance = [row.backbone for row in scored if not row.beats_commonest]
     if chance:
         beats = f"beat always answering the commonest class ({best.commonest:.3f})"
         none = len(chance) == len(scored)

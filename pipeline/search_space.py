@@ -167,18 +167,25 @@ def distributions(axes: Sequence[Axis]) -> dict[str, Any]:
 
 
 def point(axes: Sequence[Axis], drawn: Mapping[str, Any]) -> Point:
-    """What Optuna has drawn, as it is trained with: numbers of ranges to three digits, so that they can be read and
-    typed."""
+    """What Optuna has drawn, as it is trained with: numbers of ranges so short that they can be read and typed.
+
+    On a logarithmic axis they have three digits; on a linear one they lie a power of ten apart, between a hundredth and
+    a thousandth of the range's width.
+    """
 
     def text(axis: Axis) -> str:
         value = drawn[axis.key]
-        if isinstance(axis, Choices):
+        if isinstance(axis, Choices) or axis.whole:
             return str(value)
-        if axis.whole:
-            return str(value)
-        return written(min(max(float(f"{value:.3g}"), axis.low), axis.high))
+        digits = 2 - math.floor(math.log10(value if axis.log else axis.high - axis.low))
+        return written(min(max(round(value, digits), axis.low), axis.high))
 
     return {axis.key: text(axis) for axis in axes}
+
+
+def params(axes: Sequence[Axis], of: Mapping[str, str]) -> dict[str, Any]:
+    """A point as Optuna knows it: what was trained with, which is near what was drawn."""
+    return {axis.key: of[axis.key] if isinstance(axis, Choices) else _number(of[axis.key]) for axis in axes}
 
 
 def overrides(of: Mapping[str, str]) -> list[str]:

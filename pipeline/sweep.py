@@ -18,9 +18,6 @@ stopped goes on from these files, to the same end.
 
 import math
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import optuna
@@ -120,30 +117,32 @@ def _search(trainings: Trainings) -> None:
     sweep = trainings.sweep
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     epochs = sum(phase.epochs for phase in sweep.base.phases)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=math.ceil(epochs / 3))
+    # Optuna counts steps from 0, and the epochs that are reported count from 1.
+    first = math.ceil(epochs / 3) + 1
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=first)
     study = optuna.create_study(direction="minimize", pruner=pruner)
     distributions = search_space.distributions(sweep.axes)
     states = optuna.trial.TrialState
     ends = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}
+    samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
     for number in range(1, sweep.plan.trials + 1):
         name, seed = f"{number:04d}", sweep.base.seed
-        if (row := trainings.known(name)) is not None:
-            study.add_trial(
-                optuna.trial.create_trial(
-                    state=ends[row.status],
-                    value=row.loss if row.status == "finished" else None,
-                    params=row.drawn,
-                    distributions=distributions,
-                    intermediate_values=dict(enumerate(row.losses, start=1)),
-                )
+        row = trainings.known(name)
+        if row is None:
+            # Seeded for each trial: a sweep that goes on draws what it would have drawn.
+            study.sampler = samplers[sweep.plan.search](seed=seed + number)
+            trial = study.ask(distributions)
+            row = trainings.train(name, "trial", number, search_space.point(sweep.axes, trial.params), seed, trial)
+            study.tell(trial, state=states.FAIL)  # Samplers pass it over: they learn from the record alone.
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=ends[row.status],
+                value=row.loss if row.status == "finished" else None,
+                params=search_space.params(sweep.axes, row.point),
+                distributions=distributions,
+                intermediate_values=dict(enumerate(row.losses, start=1)),
             )
-            continue
-        # Seeded for each trial: a sweep that goes on draws what it would have drawn.
-        samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
-        study.sampler = samplers[sweep.plan.search](seed=sweep.base.seed + number)
-        trial = study.ask(distributions)
-        row = trainings.train(name, "trial", number, search_space.point(sweep.axes, trial.params), seed, trial)
-        study.tell(trial, row.loss if row.status == "finished" else None, ends[row.status])
+        )
 
 
 # -------------------------------------------------------------------------------------------------------------- results
@@ -156,7 +155,9 @@ def _write(sweep: Sweep, outcome: Outcome, journal: Tracker) -> None:
     if winner is not None:
         config = sweep.config({} if winner.role == "base" else winner.point)
         config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": None})})
-        says = f"# {winner.differs}: the winner of {outcome.done} trials, by\n#   {sweep.plan.command}\n"
+        count = f"{outcome.done} trial{'' if outcome.done == 1 else 's'}"
+        won = f"The base, after {count}" if winner.role == "base" else f"{winner.differs}: the winner of {count}"
+        says = f"# {won}, by\n#   {sweep.plan.command}\n"
         assert winner.loss is not None
         assert winner.accuracy is not None
         says += f"# Calibrated validation loss {winner.loss:.4f}, accuracy {winner.accuracy:.3f}. {outcome.verdict}\n"

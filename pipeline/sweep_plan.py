@@ -26,7 +26,9 @@ from pipeline.trial import preparation
 
 Search = Literal["grid", "random", "tpe"]
 
-_TRIALS = 30  # Of a search, where nobody says how many.
+# Where nobody says how many.
+_TRIALS = 30  # Of a search.
+_SEEDS = 4
 
 
 class Plan(Record):
@@ -132,7 +134,7 @@ def begin(
     over: Sequence[str],
     search: Search | None,
     trials: int | None,
-    seeds: int,
+    seeds: int | None,
     command: str,
 ) -> Sweep:
     """Checks what is asked for, and makes the sweep's folder.
@@ -143,7 +145,7 @@ def begin(
         over: as given to --over.
         search: how points are chosen. None: a grid, or tpe where there is a range.
         trials: how many. None: 30; a grid has as many as it has points.
-        seeds: how many further seeds the base and the winner are trained with, at least 2.
+        seeds: how many further seeds the base and the winner are trained with, at least 2. None: 4.
         command: as it was typed, for the record.
 
     Raises:
@@ -164,7 +166,7 @@ def begin(
     if isinstance(tree.get("tracking"), dict):
         tree["tracking"] = {key: value for key, value in tree["tracking"].items() if key != "uri"}
     plan = Plan(
-        command=command, tree=tree, over=list(over), search=search, trials=trials or _TRIALS, seeds=seeds,
+        command=command, tree=tree, over=list(over), search=search, trials=trials or _TRIALS, seeds=seeds or _SEEDS,
         tracking_uri=base.tracking.uri and without_password(base.tracking.uri),
     )  # fmt: skip
     folder = new_folder(Path(base.output_dir).resolve() / base.name)

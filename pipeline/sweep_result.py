@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,7 +27,6 @@ class Training(Record):
         number: trials count from 1; the base is 0. Of a further seed, that of the training it repeats.
         point: by key, the value as it would be written in YAML.
         differs: what of that is not the base's; `base` where nothing is.
-        drawn: the point as the search knows it.
         seed: of the training.
         status: pruned is one that was ended early, as others had a lower loss at the same epoch.
         loss: validation log loss, in nats, of the weights that a run would keep, with the temperature that fits best;
@@ -47,7 +46,6 @@ class Training(Record):
     number: int
     point: dict[str, str]
     differs: str
-    drawn: dict[str, Any] = Field(default_factory=dict)
     seed: int
     status: Literal["finished", "pruned", "failed"]
     loss: float | None = None

@@ -119,7 +119,7 @@ class Trainings:
             return row
         row = Training(
             name=name, role=role, number=number, point=self.sweep.base_point | point, differs="base", seed=seed,
-            drawn={} if trial is None else trial.params, status="failed",
+            status="failed",
         )  # fmt: skip
         folder = self.sweep.folder / PARTS / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Trainings:
                 row = self._trained(row, config, folder, trial)
                 self._by_config[config.model_dump_json()] = row
             else:
-                figures = same.model_dump(exclude={"name", "role", "number", "point", "differs", "drawn", "seed"})
+                figures = same.model_dump(exclude={"name", "role", "number", "point", "differs", "seed"})
                 row = row.model_copy(update=figures | {"seconds": 0.0, "same_as": same.name})
         row.write(folder / "trial.json")
         self._ended[name] = row
@@ -163,7 +163,7 @@ class Trainings:
         title = row.differs if row.role in ("base", "trial") else f"{row.differs}, seed {row.seed}"
         journal = Tracker(folder, *self._address, title, _QUIET, parent=self.sweep.folder, at_once=False)
         journal.params(row.point | {"seed": row.seed})
-        journal.tags({"graft.sweep": self.sweep.folder.name, "graft.trial": row.name, "graft.role": row.role})
+        journal.tags({"graft.sweep": self.sweep.folder.name, "graft.trial": row.name, "graft.sweep_role": row.role})
         last = sum(phase.epochs for phase in config.phases)
         history: list[Score] = []
 
@@ -186,7 +186,7 @@ class Trainings:
             best = history[-1]
             ended = {"status": "pruned"}
         except (ConfigError, TrainingError) as error:  # These follow from the config; all else may be mended.
-            journal.tags({"graft.error": error})
+            journal.tags({"graft.error": error, notes.NOTE: notes.stopped("failed", str(error))})
             journal.finish("FAILED")
             return row.model_copy(
                 update={"reason": str(error), "losses": _losses(history), "seconds": time.perf_counter() - started}

@@ -87,7 +87,7 @@ def a_run(
         (), np.zeros(0, np.int32), np.zeros((0, len(classes)), np.float32),
     )  # fmt: skip
     outputs.write(folder / OUTPUTS)
-    scores = evaluate(logits, truth, outputs.validation_logits, outputs.validation_labels, list(classes), 0)
+    scores = evaluate(logits, truth, outputs.validation_logits, outputs.validation_labels, list(classes))
     scores.write(folder / "report.json")
     tree = {
         "name": folder.parent.name,

@@ -26,8 +26,11 @@ settings.load_profile("graft")
 
 
 @pytest.fixture(autouse=True)
-def _no_tracking_server_from_outside(monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def _own_environment():
+    """No tracking server from outside; the defaults that tracking sets in the environment do not outlive a test."""
+    with mock.patch.dict(os.environ):
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,10 +104,9 @@ def empty_database(tmp_path_factory):
 
 @pytest.fixture
 def uri(tmp_path, empty_database):
-    """Of a store of the test's own; the defaults that tracking sets in the environment do not outlive it."""
+    """Of a store of the test's own."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
-    with mock.patch.dict(os.environ):
-        yield f"sqlite:///{tmp_path}/mlflow.db"
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture

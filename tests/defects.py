@@ -1,10 +1,12 @@
-"""A folder of made-up pictures, clean or with every defect planted that a look at the data is to find."""
+"""Made-up pictures, and a folder of them, clean or with every defect planted that a look at the data is to find."""
 
 import io
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from pipeline.config import RunConfig
 
 CLASSES = ("discs", "stripes", "waves")
 WIDTH, HEIGHT = 160, 120
@@ -115,3 +117,31 @@ def plant(root, each=40):
     checks = Image.fromarray((np.indices((HEIGHT, WIDTH)).sum(axis=0) // 40 % 2 * 255).astype(np.uint8)).convert("RGB")
     planted.add("outlier", write("train/waves/checks.jpg", checks))
     return planted
+
+
+def scene(seed: int, side: int = 128) -> Image.Image:
+    """A coloured random field whose amplitudes fall with frequency as those of photographs do."""
+    random = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
+    frequency[0, 0] = np.inf
+    shape = 4, *frequency.shape
+    waves = (random.normal(size=shape) + 1j * random.normal(size=shape)) / frequency**1.3
+    luminance, *colours = np.fft.irfft2(waves, s=(side, side))
+    pixels = np.stack([luminance + 0.3 * colour for colour in colours], axis=-1)
+    pixels = (pixels - pixels.mean()) / pixels.std()
+    return Image.fromarray((128 + 45 * pixels).clip(0, 255).astype(np.uint8))
+
+
+AUGMENT = {"flip": "horizontal", "rotation": 15.0, "mixup": 0.4}
+
+
+def config(root, out, **data):
+    """An untrained network, so that labels are judged by pixels."""
+    return RunConfig.model_validate(
+        {
+            "name": "made-up",
+            "data": {"source": "folder", "path": str(root), "image_size": 96, "augment": AUGMENT} | data,
+            "backbone": {"name": "mobilenet", "weights": "none", "options": {"alpha": 0.25}},
+            "output_dir": str(out),
+        }
+    )

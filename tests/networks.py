@@ -14,6 +14,25 @@ from pipeline.splits import Split
 
 QUIET = Console(quiet=True)
 SIZE = 32
+SMALLEST = {
+    "LeNet": ("lenet5", {}),
+    "AlexNet": ("alexnet", {}),
+    "VGG": ("vgg16", {}),
+    "ResNet v1": ("resnet50", {}),
+    "ResNet v2": ("resnet50_v2", {}),
+    "Inception v3": ("inception_v3", {}),
+    "Inception-ResNet v2": ("inception_resnet_v2", {}),
+    "Xception": ("xception", {}),
+    "MobileNet v1": ("mobilenet", {"alpha": 0.25}),
+    "MobileNet v2": ("mobilenet_v2", {"alpha": 0.35}),
+    "MobileNet v3": ("mobilenet_v3_small", {"alpha": 0.75, "minimalistic": True}),
+    "DenseNet": ("densenet121", {}),
+    "NASNet": ("nasnet_mobile", {}),
+    "EfficientNet": ("efficientnet_b0", {}),
+    "EfficientNetV2": ("efficientnet_v2_b0", {}),
+    "ConvNeXt": ("convnext_tiny", {}),
+}
+"""The smallest member of each family of networks, with its options."""
 
 
 class InMemory:

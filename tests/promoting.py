@@ -15,7 +15,7 @@ from pipeline.artifacts import MODEL, Code, Manifest, Parity, read_manifest
 from pipeline.mlflow_client import connect
 from pipeline.pixels import VERSION, PixelSpec
 from pipeline.registry import Registry, Version
-from tests.test_registry import a_run
+from tests.registering import a_run
 
 MANIFEST = Manifest(
     name="ants", version=0, created_at="2026-01-01T00:00:00+00:00", classes=["ant", "bee"],

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,25 +17,10 @@ from PIL import Image, ImageDraw
 from pipeline.audit import audit
 from pipeline.audit_findings import COLUMNS, KINDS
 from pipeline.commands.data import _print_findings
-from pipeline.config import RunConfig
 from pipeline.config_file import dump, load
 from tests.conftest import ROOT
-from tests.defects import CLASSES, jpeg, picture, plant, plant_clean
+from tests.defects import CLASSES, config, jpeg, picture, plant, plant_clean
 from tests.networks import QUIET
-
-AUGMENT = {"flip": "horizontal", "rotation": 15.0, "mixup": 0.4}
-
-
-def config(root, out, **data):
-    """An untrained network, so that labels are judged by pixels."""
-    return RunConfig.model_validate(
-        {
-            "name": "made-up",
-            "data": {"source": "folder", "path": str(root), "image_size": 96, "augment": AUGMENT} | data,
-            "backbone": {"name": "mobilenet", "weights": "none", "options": {"alpha": 0.25}},
-            "output_dir": str(out),
-        }
-    )
 
 
 def by_kind(found):
@@ -122,6 +108,13 @@ def test_at_most_one_in_a_hundred_digits_is_found(tmp_path):
     found = audit(digits, QUIET)
     assert found.pictures == 901
     assert max(found.counts.values()) <= 9
+    # All of one size, and of much the same sharpness: there are numbers along the axes, and the line is inside.
+    page = found.page.read_text(encoding="utf-8")
+    for chart, least in (("Dots: width", 4), ("Histogram of sharpness", 3)):
+        (svg,) = re.findall(rf'<svg class="chart for-desk"[^>]*aria-label="{chart}.*?</svg>', page, re.DOTALL)
+        assert len(re.findall(r"middle[^>]*>[\d,]+</text>", svg)) >= least
+    width = float(re.findall(r'<path d="M ([\d.]+) [^"]*"[^>]*stroke-dasharray', page)[0])
+    assert 0 < width < 540
 
 
 @pytest.mark.slow
@@ -245,3 +238,4 @@ def test_the_command_prints_what_was_found(tmp_path):
     assert any(line.startswith("damaged ") and line.split()[1] == "3" for line in lines)
     assert f"page        {Path('runs/made-up/data/data.html')}" in lines
     assert "data look.yaml --fix runs/made-up/data/findings.csv" in lines[-1]
+    assert f'<pre class="command">{lines[-1].strip()}</pre>' in (tmp_path / figures["page"]).read_text(encoding="utf-8")

@@ -434,3 +434,26 @@ def test_all_other_lines_of_a_csv_file_stay_byte_for_byte(tmp_path):
     lines = raw.decode().split("\r\nfiles/")
     relabelled = lines[4].replace(" bees,", "ants,").replace("\r\n", "\r\n")
     assert table.read_bytes().decode() == "\r\nfiles/".join([*lines[:2], lines[3], relabelled, lines[5]])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [("files/ants/é.jpg,ants".encode("latin-1"), "can't decode byte 0xe9"), (b"a" * 200_000, "field larger than")],
+    ids=["not UTF-8", "no rows"],
+)
+def test_a_csv_file_that_is_none_is_said_to_be_none(tmp_path, row, words):
+    data = csv_source(tmp_path)
+    table = tmp_path / "photos.csv"
+    table.write_bytes(table.read_bytes() + row + b"\n")
+    listed = reviewed(tmp_path / "list.csv", ("files/ants/1.jpg", "ants", "quarantine"))
+    before = files(tmp_path)
+    with pytest.raises(DataError, match=rf"photos\.csv is not a CSV file in UTF-8 with .*{words}.* Save it as one\."):
+        apply(data, listed)
+    assert files(tmp_path) == before
+
+
+def test_an_empty_csv_file_lacks_its_columns(tmp_path):
+    data = csv_source(tmp_path)
+    (tmp_path / "photos.csv").write_bytes(b"")
+    with pytest.raises(DataError, match=r"photos\.csv lacks the columns label, path"):
+        apply(data, reviewed(tmp_path / "list.csv", ("files/ants/1.jpg", "ants", "quarantine")))

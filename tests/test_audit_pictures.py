@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from pipeline.audit_pictures import FIGURES, Measures, figures, judged
-from tests.test_duplicates import scene
+from tests.defects import scene
 
 SIDE = 96
 SCENES = np.stack([np.asarray(scene(seed, SIDE)) for seed in range(40)])

@@ -1,7 +1,7 @@
 """The contract test of the table of networks, one row per network, and tests of cutting, normalising and loading.
 
-SMALLEST is the smallest member of each family: it is built with random weights at its smallest size. All networks are
-built as outlines, without their weights.
+The smallest member of each family is built with random weights at its smallest size, all networks as outlines, without
+their weights.
 """
 
 import gc
@@ -32,25 +32,8 @@ from pipeline.backbones.normalise import Normalise
 from pipeline.backbones.weights import outline
 from pipeline.config import BackboneConfig, Blocks, From, Share
 from pipeline.errors import ConfigError, WeightsError
+from tests.networks import SMALLEST
 
-SMALLEST = {
-    "LeNet": ("lenet5", {}),
-    "AlexNet": ("alexnet", {}),
-    "VGG": ("vgg16", {}),
-    "ResNet v1": ("resnet50", {}),
-    "ResNet v2": ("resnet50_v2", {}),
-    "Inception v3": ("inception_v3", {}),
-    "Inception-ResNet v2": ("inception_resnet_v2", {}),
-    "Xception": ("xception", {}),
-    "MobileNet v1": ("mobilenet", {"alpha": 0.25}),
-    "MobileNet v2": ("mobilenet_v2", {"alpha": 0.35}),
-    "MobileNet v3": ("mobilenet_v3_small", {"alpha": 0.75, "minimalistic": True}),
-    "DenseNet": ("densenet121", {}),
-    "NASNet": ("nasnet_mobile", {}),
-    "EfficientNet": ("efficientnet_b0", {}),
-    "EfficientNetV2": ("efficientnet_v2_b0", {}),
-    "ConvNeXt": ("convnext_tiny", {}),
-}
 OPTIONS = [
     ("mobilenet", {"alpha": 0.5, "depth_multiplier": 2}),
     ("mobilenet_v2", {"alpha": 0.35}),

@@ -2,14 +2,19 @@
 
 import json
 import os
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+import urllib.request
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import typer
 from PIL import Image
@@ -18,6 +23,8 @@ from typer.testing import CliRunner
 from pipeline.__main__ import app
 from pipeline.activations import FILE, Store
 from pipeline.commands import COMMANDS
+from pipeline.decoded import pixel_settings
+from pipeline.pixels import PixelSpec
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -113,6 +120,7 @@ def test_one_backbone_shows_its_blocks(tmp_path):
         (["init", "nowhere"], 1, "nowhere"),
         (["init", ".", "--backbone", "zzz"], 2, "There is no backbone 'zzz'. Give one of: lenet5, "),
         (["init", ".", "--backbone", "ResNet50V2"], 2, "There is no backbone 'ResNet50V2'. Did you mean resnet50_v2?"),
+        (["screen", CONFIGS / "digits-0-4.yaml", "--backbones", "lenet,alexnet"], 2, "Did you mean lenet5?"),
         (["backbones", "mobilnet"], 2, "There is no backbone 'mobilnet'. Did you mean mobilenet?"),
         (["predict", "nowhere", "x.png"], 1, "not a model exported by graft"),
         (["sync", "nowhere"], 1, "nowhere"),
@@ -205,6 +213,23 @@ def test_what_is_kept_is_listed(where, store):
     assert result.stdout.splitlines()[-1].startswith("runs/activations/activations.sqlite: ")
 
 
+def test_what_is_kept_of_pixels_has_a_name(tmp_path):
+    pixels = pixel_settings(PixelSpec(224, 224, 0.875, 100))
+    with Store(tmp_path / "runs" / "activations", 1 << 30, print) as store:
+        for number, (name, settings) in enumerate([("thumbnails", {"side": 16}), ("measures", {"version": 1})]):
+            space = store.space({"of": name, **settings, "pixels": pixels})
+            store.write(space, [((bytes([i]) * 32, b""), bytes(10 + number)) for i in range(3)])
+    result = graft("cache", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    heading, *rows = [line.split() for line in result.stdout.splitlines()[1:4]]
+    assert heading == ["no", "network:", "pixels", pixels[:8]]
+    assert sorted(rows) == [
+        ["measures", "3", "33", "bytes", "-", "-", "-", "just", "now"],
+        ["thumbnails", "3", "30", "bytes", "-", "-", "-", "just", "now"],
+    ]
+    assert "?" not in result.stdout
+
+
 def test_what_is_kept_as_json(store):
     result = graft("cache", "--json", cwd=store)
     shown = json.loads(result.stdout)
@@ -264,6 +289,7 @@ def test_a_look_at_the_store_imports_nothing_heavy(store):
 def test_the_summary_says_where_to_look(own, tmp_path, monkeypatch, capsys):
     from pipeline.artifacts import BackboneIdentity, RunRecord
     from pipeline.commands.run import print_summary
+    from pipeline.evaluate import evaluate
 
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db" if own else "https://mlflow.example:5000"
@@ -271,10 +297,49 @@ def test_the_summary_says_where_to_look(own, tmp_path, monkeypatch, capsys):
         name="ants", status="finished", run_dir=str(tmp_path / "runs" / "ants" / "1"), started_at="", tracking_uri=uri,
         backbone=BackboneIdentity(name="mobilenet", options={}), export_dir=str(tmp_path / "export" / "ants" / "1"),
     )  # fmt: skip
-    print_summary(record)
+    labels = np.array([0, 1])
+    print_summary(record, evaluate(np.eye(2), labels, np.eye(2), labels, ["ants", "bees"]))
     shown = capsys.readouterr().out
+    assert "accuracy 1.0000" in shown
+    assert "top5" not in shown
     assert f"MLflow      {uri}" in shown
     assert (" ui runs" in shown) == own
+
+
+@pytest.mark.slow
+def test_ui_stops_at_once_with_one_word_and_leaves_no_process(uri, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "ui", str(tmp_path), "--port", str(port)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        _answers(f"http://127.0.0.1:{port}/health", process)
+        servers = psutil.Process(process.pid).children(recursive=True)
+        assert len(servers) == 2  # MLflow's command and one worker
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert said.endswith("stopped\n")
+    assert "INFO" not in said
+    assert "Traceback" not in said
+    assert not [server for server in servers if server.is_running()]
+
+
+def _answers(url, process):
+    """Waits until a server does."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(url) as answer:
+            assert answer.status == 200
+            return
+        time.sleep(0.1)
+    pytest.fail("graft ui serves nothing")
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_a_gain_beyond_chance_is_shown(tmp_path, data):
     assert found.n == 200
     assert [side.letter for side in found.runs] == ["A", "B"]
     assert found.runs[0].figures["accuracy"] == 0.85
-    assert found.runs[0].accuracy_interval == paired.wilson(170, 200)
+    assert found.runs[0].accuracy_interval == paired.accuracy_interval(170, 200)
     assert (versus.gained, versus.lost, versus.wrong_either_way) == (28, 2, 0)
     accuracy = of(found, "accuracy")
     assert accuracy.change == pytest.approx(0.13)

@@ -69,7 +69,7 @@ def test_of_test_pictures_that_show_the_same_one_counts(tmp_path, data):
     assert (versus.gained, versus.lost) == (1, 1)  # 0 and 70: of the others another one speaks
     assert of(found, "accuracy").interval == paired.bootstrap_gain(1, 1, 196, 0)
     assert (compared(b, a).n, compared(b, a).repeated) == (196, 4)
-    assert found.runs[0].accuracy_interval == paired.wilson(195, 196)
+    assert found.runs[0].accuracy_interval == paired.accuracy_interval(195, 196)
     assert compared(a_run(tmp_path / "ants" / "c", data), b).repeated == 1
     page = Page(written(tmp_path, a, b).read_text())
     assert "4 more, which show the same as one of these, are left out." in page.said

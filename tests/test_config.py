@@ -49,9 +49,11 @@ def test_defaults_survive_a_round_trip_through_yaml(tmp_path):
         ({"xyz": 1}, ["xyz: unknown key. Allowed: name, seed, data"]),
         (
             {"backbone": {"name": "mobilenet", "weight": "none"}},
-            ["backbone.weight: unknown key. Did you mean weights?"],
+            ["backbone.weight: unknown key. Did you mean backbone.weights?"],
         ),
-        (data(augmnt={}), ["data.augmnt: unknown key. Did you mean augment?"]),
+        (data(pth="x"), ["data.pth: unknown key. Did you mean data.path? What each"]),
+        (phase(epoch=3), ["phases.0.epoch: unknown key. Did you mean phases.0.epochs?"]),
+        (data(augmnt={}), ["data.augmnt: unknown key. Did you mean data.augment?"]),
         ({"image_size": 64}, ["image_size: unknown key. Did you mean data.image_size?"]),
         ({"dir": "x"}, ["dir: unknown key. Did you mean cache.dir or export.dir?"]),
         ({"epochs": 3}, ["epochs: unknown key. Did you mean phases.0.epochs?"]),

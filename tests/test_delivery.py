@@ -13,7 +13,7 @@ import pytest
 from pipeline.console import Console
 from pipeline.delivery import deliver
 from pipeline.errors import TrackingError
-from pipeline.journal import JOURNAL, STATE
+from pipeline.journal import JOURNAL, STATE, redirect
 from pipeline.mlflow_client import connect
 from pipeline.tracking import Tracker
 from tests.tracked import assert_delivered_once, picture, whole_run
@@ -98,6 +98,13 @@ def test_deliveries_at_the_same_time_take_turns(run_dir: Path, uri: str, export_
         deliveries = list(pool.map(lambda _: deliver(run_dir, Console()), range(4)))
 
     assert sorted(delivery.records for delivery in deliveries) == [0, 0, 0, 11]
+    assert_delivered_once(run_dir, uri)
+
+
+def test_a_run_is_delivered_where_it_was_sent(run_dir: Path, uri: str, export_dir: Path) -> None:
+    whole_run(run_dir, "http://127.0.0.1:9", export_dir)
+    redirect(run_dir, uri)
+    assert (deliver(run_dir, Console()).uri, deliver(run_dir, Console()).uri) == (uri, uri)
     assert_delivered_once(run_dir, uri)
 
 

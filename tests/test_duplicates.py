@@ -12,19 +12,7 @@ from PIL import Image, ImageDraw
 from benchmarks.duplicates import ALL, planted
 from pipeline.duplicates import LARGE, SAME, SIDE, Found, find, thumbnail
 from pipeline.pixels import PixelSpec, decode
-
-
-def scene(seed: int, side: int = 128) -> Image.Image:
-    """A coloured random field whose amplitudes fall with frequency as those of photographs do."""
-    random = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
-    frequency[0, 0] = np.inf
-    shape = 4, *frequency.shape
-    waves = (random.normal(size=shape) + 1j * random.normal(size=shape)) / frequency**1.3
-    luminance, *colours = np.fft.irfft2(waves, s=(side, side))
-    pixels = np.stack([luminance + 0.3 * colour for colour in colours], axis=-1)
-    pixels = (pixels - pixels.mean()) / pixels.std()
-    return Image.fromarray((128 + 45 * pixels).clip(0, 255).astype(np.uint8))
+from tests.defects import scene
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:

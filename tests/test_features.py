@@ -13,8 +13,7 @@ from pipeline import features, model, pages
 from pipeline.backbones import BACKBONES
 from pipeline.backbones.base import Backbone
 from pipeline.config import Head
-from tests.networks import network
-from tests.test_backbones import SMALLEST
+from tests.networks import SMALLEST, network
 
 
 def noise(size, seed=0):

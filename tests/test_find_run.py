@@ -10,7 +10,7 @@ from pipeline.find_run import find_run
 from pipeline.mlflow_client import connect
 from pipeline.registry import Registry
 from tests.comparing import a_run, pictures
-from tests.test_registry import a_run as in_mlflow
+from tests.registering import a_run as in_mlflow
 
 
 @pytest.fixture(scope="module")

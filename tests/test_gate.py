@@ -7,28 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import gates
-from pipeline import gate, metrics
+from pipeline import metrics
 from pipeline.config import Gate
-from pipeline.gate import Answers, Decision, decide
+from pipeline.gate import Decision, decide
+from pipeline.paired import Answers
+from tests.deciding import answers, pair
 
 RULES = Gate()
-
-
-def answers(said, classes, name="version 4", confidence=0.9, latency_ms=10.0):
-    """A model that gives each picture the class `said`, int [N], with one confidence."""
-    said = np.asarray(said)
-    probabilities = np.full((len(said), classes), (1 - confidence) / (classes - 1))
-    probabilities[np.arange(len(said)), said] = confidence
-    return Answers(name, probabilities, latency_ms)
-
-
-def pair(both=0, gained=0, lost=0, neither=0, **settings):
-    """A champion and a challenger on pictures of two classes in turn, by who is right."""
-    old = np.repeat([True, False, True, False], [both, gained, lost, neither])
-    new = np.repeat([True, True, False, False], [both, gained, lost, neither])
-    labels = np.arange(len(old)) % 2
-    champion = answers(np.where(old, labels, 1 - labels), 2, "version 3")
-    return champion, answers(np.where(new, labels, 1 - labels), 2, **settings), labels
 
 
 def check(decision, name):
@@ -273,20 +258,6 @@ def test_the_figures_are_numbers_by_name():
     assert figures["gain"] == pytest.approx(0.05)
     assert figures["promote"] == 1
     assert "gain" not in decide(None, pair(both=9)[1], np.arange(9) % 2, ["ants", "bees"], RULES, 0).figures
-
-
-def test_flipped_pictures_take_turns():
-    champion, challenger, labels = pair(both=50, gained=3, lost=2, neither=5)
-    order = gate.flipped(champion, challenger, labels)
-    assert sorted(order) == [50, 51, 52, 53, 54]
-    lost = [i in (53, 54) for i in order]
-    assert lost == [True, False, True, False, False]
-    # Of the lost, the one that the challenger is surer of comes first.
-    challenger.probabilities[54] = np.where(challenger.probabilities[54] > 0.5, 0.95, 0.05)
-    assert gate.flipped(champion, challenger, labels)[0] == 54
-    third = answers([0], 3), answers([1], 3), np.array([2])
-    assert gate.flipped(*third).tolist() == [0]  # wrong either way
-    assert gate.flipped(champion, champion, labels).tolist() == []
 
 
 def test_no_tensorflow():

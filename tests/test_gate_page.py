@@ -6,48 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import gate_page
 from pipeline.config import Gate
-from pipeline.flips import Flip, between
-from pipeline.gate import Answers, decide
-
-
-def model(said, classes, name, confidence):
-    probabilities = np.full((len(said), classes), (1 - confidence) / (classes - 1))
-    probabilities[np.arange(len(said)), said] = confidence
-    return Answers(name, probabilities, 10.0)
-
-
-def decided(classes, n=1000, old=0.8, new=0.9, rules=Gate(), first=False, broken=None):  # noqa: B008
-    """A decision about made-up models, and the flips."""
-    c = len(classes)
-    rng = np.random.default_rng(0)
-    labels, ease = np.arange(n) % c, rng.random(n)
-    champion = model(np.where(ease < old, labels, (labels + 1) % c), c, "version 3", 0.8)
-    right = (ease < new) & ~((labels == broken) & (ease > 0.3))
-    wrong = (labels + rng.integers(1, c, n)) % c
-    challenger = model(np.where(right, labels, wrong), c, "version 4", 0.9)
-    decision = decide(None if first else champion, challenger, labels, classes, rules, 0)
-    names = [f"picture {i}.jpg" for i in range(n)]
-    return decision, [] if first else between(champion, challenger, labels, classes, names, names)
+from pipeline.flips import Flip
+from tests.deciding import decided, noise, written
 
 
 def flip(name, label, old, new, old_score=0.6, new_score=0.7):
     return Flip(name, name, label, old, new, old_score, new_score)
-
-
-def noise(rng, height, width):
-    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def written(tmp_path, decision, flips, facts=None, pictures=None):
-    """The page; every flip has a picture of noise if `pictures` are not given."""
-    path, rng = tmp_path / "gate.html", np.random.default_rng(0)
-    if pictures is None:
-        pictures = {flip.digest: noise(rng, 40, 30) for flip in flips}
-    gate_page.write(path, decision, flips, pictures, facts or {"Run": "runs/ants/1"})
-    assert [each.name for each in tmp_path.iterdir()] == ["gate.html"]
-    return path.read_text(encoding="utf-8")
 
 
 class Page(HTMLParser):

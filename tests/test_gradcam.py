@@ -16,9 +16,8 @@ from pipeline.feed import Pictures
 from pipeline.finetune import finetune
 from pipeline.seeding import reproducible
 from pipeline.splits import Split
-from tests.networks import QUIET, InMemory, data, network, phase
+from tests.networks import QUIET, SMALLEST, InMemory, data, network, phase
 from tests.pieces import digest
-from tests.test_backbones import SMALLEST
 
 # ------------------------------------------------------------------------------- three networks, and what decides them
 

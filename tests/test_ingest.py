@@ -37,6 +37,7 @@ from pipeline.pixels import PixelSpec, decode
 from pipeline.sources import open_source
 from pipeline.sources.base import Example, Source
 from pipeline.splits import Split, Splits
+from tests.folders import class_folders, picture, plant
 
 SPEC = PixelSpec(16, 16, crop=1.0)
 HYMENOPTERA = Path(__file__).parent.parent.parent / "shared/data/hymenoptera"
@@ -79,29 +80,6 @@ class Remembered:
     def add_decodable(self, pixels: str, pictures: Iterable[bytes]) -> None:
         self.added.append(list(pictures))
         self.known |= {(pixels, picture) for picture in self.added[-1]}
-
-
-def picture(*seed: int) -> bytes:
-    """A small picture of its own content for every seed."""
-    noise = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "PNG")
-    return file.getvalue()
-
-
-def plant(root: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
-
-
-def class_folders(count: int, start: int = 0, within: str = "") -> dict[str, bytes]:
-    return {
-        f"{within}{label}/{i}.png": picture(i, seed)
-        for seed, label in enumerate(("ants", "bees"))
-        for i in range(start, start + count)
-    }
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
 import json
 import stat
+import subprocess
+import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,18 @@ import pytest
 
 from pipeline import journal
 from pipeline.errors import TrackingError
-from pipeline.journal import JOURNAL, State
+from pipeline.journal import JOURNAL, STATE, State
+from tests.conftest import ROOT
 
 HEADER = {"kind": "run", "id": "1" * 32, "uri": "http://me:secret@here", "experiment": "insects", "name": "ants"}
+REDIRECT = """
+import sys
+from pathlib import Path
+from pipeline import journal
+print("ready", flush=True)
+for number in range(500):
+    journal.redirect(Path(sys.argv[1]), f"http://there/{number}")
+"""
 
 
 def written(run_dir: Path, *records: dict[str, Any], rest: str = "") -> Path:
@@ -56,14 +69,43 @@ def test_a_folder_without_a_journal(run_dir: Path, ask: Any) -> None:
 
 def test_a_run_that_mlflow_has_not_heard_of_can_be_sent_elsewhere(run_dir: Path) -> None:
     path = written(run_dir, HEADER, {"kind": "tags", "values": {}}, rest='{"ki')
-    path.chmod(0o600)
-    journal.redirect(run_dir, "http://there")
-    assert journal.read(run_dir) == [HEADER | {"uri": "http://there"}, {"kind": "tags", "values": {}}]
+    journal.redirect(run_dir, "http://me:secret@there")
+    assert journal.read(run_dir) == [HEADER | {"uri": "http://me:secret@there"}, {"kind": "tags", "values": {}}]
     assert path.read_text().endswith('{"ki')
-    assert mode(path) == 0o600
-    State("9" * 32, 1).write(run_dir)
+    assert mode(run_dir / STATE) == 0o600
+    journal.redirect(run_dir, "http://there")
+    assert journal.address(run_dir) == ("http://there", "insects")
+    replace(State.read(run_dir), run_id="9" * 32, delivered=1).write(run_dir)
     journal.redirect(run_dir, "http://elsewhere")
     assert journal.address(run_dir)[0] == "http://there"
+
+
+def test_a_run_may_write_on_while_others_send_it_elsewhere(run_dir: Path) -> None:
+    journal.begin(run_dir)
+    journal.append(run_dir, HEADER)
+    command = [sys.executable, "-c", REDIRECT, str(run_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout is not None
+        written = 0
+        other.stdout.readline()
+        while other.poll() is None:
+            journal.append(run_dir, {"kind": "metrics", "step": written})
+            written += 1
+            assert journal.address(run_dir)[1] == "insects"
+    assert other.returncode == 0
+    header, *records = journal.read(run_dir)
+    assert header["uri"] == "http://there/499"
+    assert [record["step"] for record in records] == list(range(written))
+
+
+def test_a_run_does_not_wait_for_its_delivery(run_dir: Path) -> None:
+    written(run_dir, HEADER)
+    appending = threading.Thread(target=journal.append, args=(run_dir, {"kind": "status"}))
+    with journal.locked(run_dir):
+        appending.start()
+        appending.join(timeout=60)
+        assert not appending.is_alive()
+    assert journal.read(run_dir) == [HEADER, {"kind": "status"}]
 
 
 def test_there_may_be_nothing_to_send_elsewhere(run_dir: Path) -> None:

@@ -1,43 +1,34 @@
 """The learning-rate range test: it changes nothing, sees what training sees, and reads its curve rightly."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config_file, finetune, lr_range
 from pipeline.activations import Store
 from pipeline.artifacts import read_manifest
+from pipeline.commands.lr import lr
 from pipeline.config import Augment, Blocks, Cache, Head
 from pipeline.console import Console
 from pipeline.errors import GraftError
-from pipeline.lr_range import HIGHEST, LOWEST, STEPS, RangeTest
+from pipeline.lr_range import HIGHEST, LOWEST, STEPS
 from pipeline.metrics import log_loss, softmax
 from pipeline.run import run
 from tests.networks import QUIET, data, network, phase, pictures, same, split, values
+from tests.ranging import of_curve, valley
 from tests.stores import LARGE, refuse
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "configs" / "digits-0-4.yaml"
 FLOATS = st.floats(0, 2.0**126, width=32)
-RATES = np.geomspace(LOWEST, HIGHEST, STEPS)
-
-
-def of_curve(losses, unchanged=None, rate=1e-3, diverged=None):
-    losses = np.array(losses, float)
-    unchanged = np.ones(len(losses)) if unchanged is None else np.array(unchanged, float)
-    return RangeTest(1, phase(learning_rate=rate), RATES[: len(losses)], losses, unchanged, diverged, 1.0)
-
-
-def valley(start=1e-4, end=1e-2, floor=0.5):
-    """A loss of 1 that falls to `floor` between two learning rates, straight on the logarithmic scale, then rises."""
-    done = np.clip(np.log(RATES / start) / np.log(end / start), 0, 1)
-    return 1 - (1 - floor) * done + 0.1 * np.log(np.maximum(RATES / end, 1))
 
 
 def learned(net, phases, pics):
@@ -226,7 +217,7 @@ def test_the_page_shows_each_phase(tmp_path):
     assert page.count("<figure") == 3
     assert "No suggestion: the loss never fell by 2%" in page
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert lr_range.settings(tests[1:]) == ""
+    assert lr_range.settings(tests[1:]) == []
 
 
 # ------------------------------------------------------------------------------------------------------------- command
@@ -254,17 +245,44 @@ def test_the_command_prints_a_page_and_leaves_no_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_known_is_shown_when_a_phase_diverges(tmp_path):
-    settings = ["phases.0.learning_rate=1e38", "phases.0.optimizer=sgd", "phases.0.epochs=5"]
-    overrides = [word for setting in settings for word in ("--set", setting)]
-    second = "{epochs: 1, learning_rate: 1e-3}"
+def test_after_a_rate_at_which_the_loss_diverges_nothing_is_tested(tmp_path):
     config = tmp_path / "two.yaml"
-    config.write_text(CONFIG.read_text() + f"  - {second}\n")
-    result = graft(str(config), *overrides, cwd=tmp_path)
+    config.write_text(CONFIG.read_text() + "  - {epochs: 1, learning_rate: 1e-3}\n")
+    result = graft(str(config), "--json", "--set", "phases.0.learning_rate=1000", "--set", "seed=1", cwd=tmp_path)
     assert result.returncode == 1
-    assert "configured  1e+38" in result.stdout
-    assert "Training diverged" in result.stderr
-    assert (tmp_path / "runs" / "digits-0-4" / "lr" / "lr.html").is_file()
+    assert "the loss diverges there" in result.stdout
+    assert "phase 2" not in result.stdout
+    said = " ".join(result.stderr.split())
+    assert "Phase 2 cannot be tested" in said
+    assert "phases.0.learning_rate lower" in said
+    assert "Traceback" not in result.stderr
+    (to_try,) = (line for line in result.stdout.splitlines() if line.startswith("to try"))
+    assert to_try.count("phases.0.learning_rate=") == to_try.count("seed=1") == 1
+    assert "=1000" not in to_try
+    assert len(json.loads(result.stdout.splitlines()[-1])["phases"]) == 1
+    assert (tmp_path / "runs" / "digits-0-4" / "lr" / "lr.html").read_text().count("<figure") == 1
+
+
+@pytest.mark.parametrize(("rate", "diverges"), [(0.4, False), (0.5, True), (1000.0, True)])
+def test_whether_the_configs_own_rate_diverges(rate, diverges):
+    assert of_curve(valley(), rate=rate, diverged=0.5).diverges == diverges
+    assert not of_curve(valley(), rate=rate).diverges
+
+
+def test_a_test_that_is_interrupted_leaves_the_page_as_it_was(tmp_path, monkeypatch):
+    def interrupted(*_):
+        yield of_curve(valley())
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lr_range, "tests_of", interrupted)
+    page = tmp_path / "runs" / "digits-0-4" / "lr" / "lr.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("complete")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(typer.Exit):
+        lr(CONFIG)
+    assert page.read_text() == "complete"
 
 
 def test_a_phase_that_diverges_ends_the_tests():

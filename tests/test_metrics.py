@@ -63,19 +63,6 @@ def test_per_class_and_confusion_keep_absent_classes():
     assert metrics.confusion(PROBABILITIES, LABELS).tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
 
 
-def test_accuracy_interval_is_the_percentile_bootstrap():
-    rng = np.random.default_rng(1)
-    labels = (rng.random(150) < 0.1).astype(int)  # about one picture in ten is wrong
-    probabilities = np.tile([0.9, 0.1], (150, 1))
-    right = labels == 0
-    resampled = [right[rng.integers(0, 150, 150)].mean() for _ in range(4000)]
-    expected = np.percentile(resampled, [2.5, 97.5])
-    interval = metrics.accuracy_interval(probabilities, labels, seed=0)
-    np.testing.assert_allclose(interval, expected, atol=0.011)
-    assert interval == metrics.accuracy_interval(probabilities, labels, seed=0)
-    assert interval[0] < right.mean() < interval[1]
-
-
 @pytest.mark.parametrize("planted", [0.3, 1.0, 3.0])
 def test_temperature_is_recovered(planted):
     rng = np.random.default_rng(0)
@@ -108,8 +95,6 @@ def test_everything_is_finite_and_in_range(sample):
     assert 0 <= score.pop("loss") < 40
     assert all(0 <= value <= 1 for value in score.values())
     assert score["top5_accuracy"] >= score["accuracy"]
-    low, high = metrics.accuracy_interval(probabilities, labels, seed=0, resamples=100)
-    assert 0 <= low <= high <= 1
     assert sum(b.count for b in metrics.reliability_bins(probabilities, labels)) == len(labels)
     assert metrics.confusion(probabilities, labels).sum() == len(labels)
     before = negative_log_likelihood(logits, labels)

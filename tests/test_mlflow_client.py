@@ -1,25 +1,20 @@
 """Where a run is tracked."""
 
-import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from pipeline import config, config_file
 from pipeline.console import Console
 from pipeline.errors import ConfigError
-from pipeline.mlflow_client import resolve_uri
+from pipeline.mlflow_client import resolve_uri, without_password
 from pipeline.tracking import Tracker
-
-
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
-    """Tracking sets defaults in the environment; no other test shall see them."""
-    with mock.patch.dict(os.environ):
-        yield
+from tests.conftest import ROOT
 
 
 def a_config(output_dir: Path, uri: str | None = None) -> config.RunConfig:
@@ -66,3 +61,50 @@ def test_an_awkward_output_folder(tmp_path: Path, empty_database: Path) -> None:
 
     assert tracker.run_id is not None
     assert [path.name for path in (folder / "mlartifacts").rglob("report.json")] == ["report.json"]
+
+
+@given(user=st.from_regex(r"[^\s:]*", fullmatch=True), password=st.from_regex(r"\S+", fullmatch=True))
+@example(user="me", password="se/cret")
+@example(user="me", password="p@ss")
+@example(user="me@corp", password="p:a//s@s")
+@example(user="", password="secret")
+def test_no_password_is_shown_whatever_is_in_it(user: str, password: str) -> None:
+    before, after = f"MLflow at postgresql://{user}:", "@db.corp:5432/mlflow is away."
+    assert without_password(f"{before}{password}{after}") == f"{before}***{after}"
+
+
+@pytest.mark.parametrize(
+    "text", ["http://here:5000/#/a b@c", "sqlite:////data/mlflow.db", "https://me@here/a", "a:b@c"]
+)
+def test_what_holds_no_password_is_shown(text: str) -> None:
+    assert without_password(text) == text
+
+
+OPEN = """
+import sys
+import mlflow.store.tracking.sqlalchemy_store
+from pipeline.mlflow_client import connect
+print("ready", flush=True)
+sys.stdin.readline()
+print(len(connect(sys.argv[1]).search_experiments()))
+"""
+
+
+@pytest.mark.slow
+def test_processes_may_open_a_new_database_at_the_same_time(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path}/mlflow.db"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.communicate() for process in processes]
+    assert [out.strip() for out, _ in answers] == ["1"] * 3, [err[-1000:] for _, err in answers]

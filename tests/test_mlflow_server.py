@@ -1,14 +1,12 @@
 """Whole runs and the registry against real MLflow servers that are killed and started again."""
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 
@@ -18,20 +16,14 @@ from pipeline.journal import JOURNAL, STATE
 from pipeline.locks import Held, Pace, locked
 from pipeline.mlflow_client import connect
 from pipeline.registry import Registry
+from tests.locking import Job, assert_one_of
 from tests.mlflow_server import BACKENDS, MlflowServer, mlflow_server
-from tests.test_locks import Job, assert_one_of
-from tests.test_registry import everything
+from tests.registering import everything
 
 pytestmark = pytest.mark.slow
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
-    with mock.patch.dict(os.environ):
-        yield
 
 
 @pytest.fixture(scope="module", params=BACKENDS)

@@ -8,9 +8,8 @@ import pytest
 
 from pipeline import lr_range, report, screen, sweep_page
 from pipeline.audit import audit
-from tests import comparing, test_audit, test_gate_page, test_lr_range, test_screen, test_sweep_result
+from tests import comparing, deciding, defects, ranging, screening, sweeping
 from tests.browser import PHONE, Tab
-from tests.defects import plant
 from tests.networks import QUIET
 from tests.reports import config, ended, seen, small_network
 
@@ -24,8 +23,8 @@ def report_page(folder):
 
 
 def data_page(folder):
-    plant(folder / "data", each=30)
-    return audit(test_audit.config(folder / "data", folder / "runs"), QUIET).page
+    defects.plant(folder / "data", each=30)
+    return audit(defects.config(folder / "data", folder / "runs"), QUIET).page
 
 
 def compare_page(folder):
@@ -35,29 +34,29 @@ def compare_page(folder):
 
 
 def gate_page(folder):
-    decision, flips = test_gate_page.decided(["ants", "bees", "wasps"])
+    decision, flips = deciding.decided(["ants", "bees", "wasps"])
     (folder / "gate").mkdir()
-    test_gate_page.written(folder / "gate", decision, flips)
+    deciding.written(folder / "gate", decision, flips)
     return folder / "gate" / "gate.html"
 
 
 def sweep_page_(folder):
-    rows = [test_sweep_result.training(number, 0.5 - 0.05 * number, 0.8) for number in range(1, 5)]
-    failed = test_sweep_result.training(5, None, None, status="failed", reason="diverged")
-    seeds = test_sweep_result.seeds([0.6, 0.4, 0.52], [0.7, 0.9, 0.8], "seed of base", 0)
-    found = test_sweep_result.outcome(folder, test_sweep_result.base(), *seeds, *rows, failed)
+    rows = [sweeping.training(number, 0.5 - 0.05 * number, 0.8) for number in range(1, 5)]
+    failed = sweeping.training(5, None, None, status="failed", reason="diverged")
+    seeds = sweeping.seeds([0.6, 0.4, 0.52], [0.7, 0.9, 0.8], "seed of base", 0)
+    found = sweeping.outcome(folder, sweeping.base(), *seeds, *rows, failed)
     sweep_page.write(folder / "sweep.html", found, "graft run winner.yaml", {"Command": "graft sweep"})
     return folder / "sweep.html"
 
 
 def lr_page(folder):
-    tests = [test_lr_range.of_curve(test_lr_range.valley()), test_lr_range.of_curve(np.ones(lr_range.STEPS))]
+    tests = [ranging.of_curve(ranging.valley()), ranging.of_curve(np.ones(lr_range.STEPS))]
     lr_range.write_page(folder / "lr.html", config(), tests)
     return folder / "lr.html"
 
 
 def screen_page(folder):
-    rows = [test_screen.row(0.5, 0.6), test_screen.row(0.8, 0.7, name="alexnet"), test_screen.row(kernels="imagenet")]
+    rows = [screening.row(0.5, 0.6), screening.row(0.8, 0.7, name="alexnet"), screening.row(kernels="imagenet")]
     screen.write_page(folder / "screen.html", config(), rows)
     return folder / "screen.html"
 

@@ -37,6 +37,22 @@ def test_wilson_by_hand():
     assert 0.8 < low < high == 1
 
 
+def test_accuracy_interval_is_the_percentile_bootstrap():
+    right = np.arange(150) < 137
+    rng = np.random.default_rng(0)
+    resampled = right[rng.integers(0, 150, (20_000, 150))].mean(axis=1)
+    found = paired.accuracy_interval(137, 150)
+    np.testing.assert_allclose(found, np.percentile(resampled, [2.5, 97.5]), atol=0.0068)  # a picture
+    assert found[0] < 137 / 150 < found[1]
+
+
+@pytest.mark.parametrize("right", [0, 40])
+def test_where_all_is_right_or_wrong_the_accuracys_interval_has_a_width_all_the_same(right):
+    low, high = paired.accuracy_interval(right, 40)
+    assert (low, high) == paired.wilson(right, 40)
+    assert high - low > 0.05
+
+
 def test_the_p_value_of_a_difference_is_its_exact_probability():
     # Without a pair that subtracts, and n of n that add: margin to the n-th power, were nothing to subtract.
     assert paired.difference_p_value(3, 0, 3, 0.0) == pytest.approx((1 / 2) ** 3)

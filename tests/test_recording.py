@@ -20,7 +20,6 @@ CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return config_file.load(CONFIG, ["phases.0.epochs=2"])
 
 

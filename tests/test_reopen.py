@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from pipeline import config_file, report
 from pipeline.__main__ import app
+from pipeline.artifacts import RunRecord
 from pipeline.pictures import read_again
 from pipeline.reopen import network_of
 from pipeline.run import run
@@ -133,3 +134,19 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     result = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert result.exit_code == 2
     assert f"{tmp_path} is not a run. A run is its folder" in result.stderr
+
+
+def test_pictures_that_an_earlier_run_learned_from_are_told(copied, tmp_path):
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    shutil.copy(copied / "run.json", earlier)
+    record = RunRecord.read(copied / "run.json").model_copy(update={"started_from": str(earlier)})
+    record.write(copied / "run.json")
+    lines = (copied / "splits.csv").read_text()
+    tested = lines.count(",test,")
+    (earlier / "splits.csv").write_text(lines)  # The same test pictures, none of them learned from.
+    assert report.read(copied).leaks == ""
+    (earlier / "splits.csv").write_text(lines.replace(",test,", ",train,"))
+    assert f"those of {earlier}, were trained or tuned on {tested} of these" in report.read(copied).leaks
+    (earlier / "splits.csv").unlink()
+    assert f"go back to {earlier}, whose list of pictures is gone" in report.read(copied).leaks

@@ -1,17 +1,21 @@
+import base64
 import re
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from io import BytesIO
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import report
+from pipeline import charts, gradcam, pages, report
 from pipeline.errors import ConfigError
 from pipeline.report import MOST_EXPLAINED, MOST_PICTURES
-from tests.reports import ended, history, seen, small_network
+from tests.reports import config, ended, history, seen, small_network
 
+CLASSES = ("ants", "bees")
 IMAGENET_MEAN = np.array([123.68, 116.78, 103.94])
 
 
@@ -23,6 +27,12 @@ def lenet():
 def write(run, network, look=seen):
     *_, page = report.write(run, network, look)
     return page.read_text(encoding="utf-8")
+
+
+def pixels(src):
+    """int [H, W, 3] of an image in a page."""
+    with Image.open(BytesIO(base64.b64decode(src.partition(",")[2]))) as image:
+        return np.asarray(image.convert("RGB"), int)
 
 
 class Page(HTMLParser):
@@ -76,7 +86,7 @@ def test_the_page_has_the_figures(tmp_path, lenet):
     low, high = run.scores.accuracy_interval
     assert f"{100 * run.scores.metrics['accuracy']:.1f} %" in page
     assert f"95 % interval {100 * low:.1f} to {100 * high:.1f} %" in page
-    for value in [*run.scores.metrics.values(), run.scores.temperature, run.scores.calibration_before.ece]:
+    for value in [*run.scores.telling.values(), run.scores.temperature, run.scores.calibration_before.ece]:
         assert f"{value:.4f}" in page
     for row in run.scores.per_class:
         assert f"{row.recall:.3f}" in page
@@ -124,14 +134,40 @@ def test_grad_cam_is_drawn_over_the_surest_mistakes_and_the_least_certain_rights
     assert explained.index(f">{surest}.png<") < 1500 + explained.index("<figcaption>")
 
 
-def test_of_a_large_test_set_the_mistakes_are_shown(tmp_path, lenet):
+def test_grad_cam_is_of_the_class_that_was_given(tmp_path, lenet):
+    run = ended(tmp_path)
+    known = seen(run.outputs.digests)
+    images = Page(write(run, lenet, lambda digests: {digest: known[digest] for digest in digests})).images
+    found = {over["alt"]: image["src"] for over, image in pairwise(images) if image["alt"].startswith("Grad-CAM")}
+    given = run.outputs.logits.argmax(1)
+    mistakes = 0
+    for row, (digest, true) in enumerate(zip(run.outputs.digests, run.outputs.labels, strict=True)):
+        alt = f"Test picture {row}.png of {CLASSES[true]}, given {CLASSES[given[row]]}"
+        if alt in found:
+            mistakes += given[row] != true
+            picture = known[digest]
+            (heat,) = gradcam.maps(lenet, picture[None], given[[row]])
+            expected = pages.tile(gradcam.overlay(picture, heat), pages.TINY * 3).src
+            # A picture alone comes out of the network a little different from one among others.
+            np.testing.assert_allclose(pixels(found.pop(alt)), pixels(expected), atol=2)
+    assert found == {}
+    assert mistakes == MOST_EXPLAINED
+
+
+def test_of_a_large_test_set_the_mistakes_are_shown_and_the_least_certain(tmp_path, lenet):
     run = ended(tmp_path, n=3 * MOST_PICTURES, skill=3.0)
     page = write(run, lenet)
     assert f"{MOST_PICTURES:,} of the {3 * MOST_PICTURES:,} test pictures" in page
-    tiles = Page(page).tiles
-    assert len(tiles) == MOST_PICTURES
+    page = Page(page)
+    assert len(page.tiles) == MOST_PICTURES
     wrong = run.scores.confusion[0][1] + run.scores.confusion[1][0]
-    assert sum(true != predicted for true, predicted in tiles) == wrong
+    assert all(true != predicted for true, predicted in page.tiles[:wrong])
+    assert all(true == predicted for true, predicted in page.tiles[wrong:])
+    score = run.probabilities.max(1)
+    right = run.probabilities.argmax(1) == run.outputs.labels
+    shown = [int(re.match(r"Test picture (\d+)\.png", image["alt"])[1]) for image in page.images[:MOST_PICTURES]]
+    assert score[shown[:wrong]].tolist() == sorted(score[~right], reverse=True)
+    assert score[shown[wrong:]].tolist() == sorted(score[right])[: MOST_PICTURES - wrong]
 
 
 def test_pictures_that_are_gone_are_left_out(tmp_path, lenet):
@@ -228,12 +264,85 @@ def test_what_repeats_a_run_does_not_depend_on_later_ones(tmp_path):
     assert replace(run, record=challenger).command.startswith("graft retrain ")
 
 
-def test_a_run_that_started_from_another_says_what_that_may_have_learned(tmp_path, lenet):
-    run = ended(tmp_path)
-    started = run.record.model_copy(update={"started_from": "/runs/earlier/20260101-000000-abcd"})
-    page = write(replace(run, record=started), lenet)
-    assert "20260101-000000-abcd, may have learned from some of them" in page
-    assert "may have learned" in (tmp_path / "model-card.md").read_text()
+def test_what_the_weights_it_started_from_have_learned_is_told(tmp_path, lenet):
+    run = replace(ended(tmp_path), leaks=" They were trained on 3 of these.")
+    assert "never saw. They were trained on 3 of these." in write(run, lenet)
+    assert "never saw. They were trained on 3 of these." in (tmp_path / "model-card.md").read_text()
+
+
+def test_the_head_tells_it_from_other_runs_of_its_config(tmp_path, lenet):
+    run = ended(tmp_path, backbone={"name": "mobilenet", "weights": "none", "options": {"alpha": 0.25}})
+    record = run.record.model_copy(update={"started_at": "2026-11-21T22:42:10+02:00", "title": "dropout=0.5"})
+    page = write(replace(run, record=record), lenet)
+    about = f"mobilenet alpha=0.25 · 21 November 2026, 20:42 UTC · run {tmp_path.name} · dropout=0.5<"
+    assert about in page
+    plain = replace(run, record=record.model_copy(update={"title": "ants"}))
+    assert plain.about.endswith(f"run {tmp_path.name}")
+
+
+@pytest.mark.parametrize(("classes", "there"), [(5, False), (6, True)])
+def test_top_5_accuracy_is_shown_where_it_tells_something(tmp_path, classes, there):
+    page = write(ended(tmp_path, [f"c{i}" for i in range(classes)]), small_network(classes))
+    assert ("top5" in page) == ("top5" in (tmp_path / "model-card.md").read_text()) == there
+
+
+def test_a_wrecked_training_is_doubted(tmp_path, lenet):
+    assert "probably diverged" not in write(ended(tmp_path), lenet)
+    rng = np.random.default_rng(0)
+    run = ended(tmp_path, logits=1e4 * rng.normal(size=(200, 2)), labels=rng.integers(0, 2, 200))
+    assert run.scores.doubt in unescape(write(run, lenet))
+    assert run.scores.doubt in (tmp_path / "model-card.md").read_text()
+
+
+def test_the_card_says_what_each_phase_trains(tmp_path, lenet):
+    phases = [{"epochs": 3, "learning_rate": 0.01, "unfreeze": what} for what in ("head", {"blocks": 2})]
+    write(ended(tmp_path, phases=phases), lenet)
+    card = (tmp_path / "model-card.md").read_text()
+    assert "| 1 | head | 3 | 0.01 | adam |" in card
+    assert "| 2 | blocks: 2 | 3 | 0.01 | adam |" in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({}, (), ("augmented", "mixup", "smoothing", "class weights")),
+        ({"data": {"source": "digits", "augment": {"mixup": 0.2}}}, ("augmented", "mixup"), ("smoothing",)),
+        ({"data": {"source": "digits", "class_weights": "balanced"}}, ("class weights",), ("augmented",)),
+        (
+            {"phases": [{"epochs": 1, "learning_rate": 1e-3, "unfreeze": "head", "label_smoothing": 0.1}]},
+            ("label smoothing", "overfitting"),
+            ("augmented", "mixup"),
+        ),
+    ],
+)
+def test_the_learning_curves_caption_is_of_the_config(changes, said, unsaid):
+    with pages.drawing():
+        caption = charts.learning_curves(history(2), config(**changes)).caption
+    for word in said:
+        assert word in caption
+    for word in unsaid:
+        assert word not in caption
+
+
+def test_the_picture_that_the_maps_are_of_is_named(tmp_path, lenet):
+    run = ended(tmp_path, n=10)  # All of them are shown.
+    right = run.probabilities.argmax(1) == run.outputs.labels
+    surest = int(np.argmax(np.where(right, run.probabilities.max(1), 0)))
+    which = f"The picture is {surest}.png, {CLASSES[run.outputs.labels[surest]]}:"
+    assert write(run, lenet).count(which) == 2
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_repeats_a_run_is_typed_as_graft_was(tmp_path, monkeypatch, installed):
+    here = tmp_path / "graft"
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/graft" if installed else None)
+    monkeypatch.setattr("sys.argv", [str(here / ".venv" / "bin" / "graft"), "run"])
+    run = ended(here / "runs" / "ants" / "1")
+    run = replace(run, record=run.record.model_copy(update={"started_in": str(here)}))
+    program = "graft" if installed else ".venv/bin/graft"
+    assert run.command == f"cd {here} && {program} run runs/ants/1/config.yaml"
+    elsewhere = replace(run, record=run.record.model_copy(update={"started_in": "/home/you"}))
+    assert elsewhere.command.startswith("cd /home/you && " + ("graft" if installed else f"{here}/.venv/bin/graft"))
 
 
 def test_matplotlib_is_left_as_it_was(tmp_path, lenet):

@@ -14,6 +14,7 @@ from pipeline import config_file, recording
 from pipeline.artifacts import RunRecord, read_manifest
 from pipeline.backbones.contracts import CONTRACTS
 from pipeline.checkpoint import Checkpoints
+from pipeline.console import Console
 from pipeline.errors import ConfigError, DataError, ExportError, WeightsError
 from pipeline.evaluate import Report
 from pipeline.mlflow_client import connect
@@ -44,6 +45,18 @@ def weights_of(record):
                 )
             )
     return values
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_wrecks_the_network_is_told(here, capsys):
+    record = run(digits("phases.0.learning_rate=1000"), Console(quiet=True), title="learning_rate=1000")
+    run_dir = Path(record.run_dir)
+    (warning,) = (line for line in capsys.readouterr().err.splitlines() if "probably diverged" in line)
+    assert "where guessing has 1.61" in warning
+    assert "Lower phases.*.learning_rate" in warning
+    page = (run_dir / "report.html").read_text()
+    assert "probably diverged" in page
+    assert f"run {run_dir.name} · learning_rate=1000" in page
 
 
 @pytest.mark.slow

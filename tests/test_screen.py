@@ -18,20 +18,15 @@ from pipeline import config_file, screen
 from pipeline.config import BackboneConfig
 from pipeline.console import Console
 from pipeline.errors import ConfigError
-from pipeline.screen import Cost, Screened
 from tests.networks import QUIET
+from tests.screening import row
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits-0-4.yaml"
 command = importlib.import_module("pipeline.commands.screen")
-COST = Cost(weights=1000, multiply_adds=2000, seconds=0.001)
 
 
 def config(*overrides, path=CONFIG):
     return config_file.load(path, list(overrides))
-
-
-def row(*accuracies, name="lenet5", kernels="none"):
-    return Screened(name, kernels, 32, accuracies, 50, 0.3, COST if accuracies else None, None if accuracies else "no")
 
 
 def screened(folder, *names, kernels=("none",), seeds=2, overrides=(), console=QUIET):
@@ -127,6 +122,17 @@ def test_the_seeds_decide_and_nothing_stays_behind(tmp_path):
 
 
 @pytest.mark.slow
+def test_features_are_brought_to_mean_0_on_the_training_split(tmp_path, monkeypatch):
+    of_whom, standardised = [], screen._standardised
+    monkeypatch.setattr(
+        screen, "_standardised", lambda head, features: of_whom.append(features) or standardised(head, features)
+    )
+    (found,) = screened(tmp_path, "lenet5", seeds=1)
+    (features,) = of_whom
+    assert len(features) > 2 * found.validation  # 70 % of the pictures against 15 %
+
+
+@pytest.mark.slow
 def test_pictures_are_read_once_for_each_size(tmp_path):
     console = Watching()
     overrides = ["data.image_size=32", "data.mean_subtraction=channel"]
@@ -184,6 +190,22 @@ def test_what_the_scores_do_not_tell_apart_is_said():
     assert screen.told([row(0.2, 0.6)]) == "None is shown to beat always answering the commonest class (0.300)."
     assert screen.told([row(0.9), row(0.8)]) == "One seed gives no interval: the order may be chance."
     assert screen.told([row()]) == ""
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "validation", "beats"),
+    [
+        ((0.5, 0.5, 0.5), 10, False),  # The seeds agree, and ten pictures are few.
+        ((0.5, 0.5, 0.5), 100, True),
+        ((0.5,), 10, False),
+        ((0.5,), 100, True),
+        ((0.2, 0.8), 10_000, False),  # The pictures are many, and the seeds do not agree.
+    ],
+)
+def test_the_commonest_class_is_beaten_over_seeds_and_over_pictures(accuracies, validation, beats):
+    found = replace(row(*accuracies), validation=validation)
+    assert found.beats_commonest is beats
+    assert ("None is shown to beat" in screen.told([found])) is not beats
 
 
 def test_a_small_validation_split_is_warned_of():

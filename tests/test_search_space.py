@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline import search_space
@@ -94,13 +94,48 @@ def test_a_value_is_written_so_that_it_is_read_back(value):
     assert "\n" not in text
 
 
-@given(low=st.floats(1e-9, 1e3), factor=st.floats(1.001, 1e6), drawn=st.floats(0, 1))
-def test_what_is_drawn_is_short_and_inside_the_range(low, factor, drawn):
+@given(low=st.floats(1e-9, 1e6), factor=st.floats(10, 1e9), drawn=st.floats(0, 1))
+def test_what_is_drawn_of_a_logarithmic_range_has_three_digits(low, factor, drawn):
     (axis,) = parse([f"head.l2={low!r}..{low * factor!r}"])
+    assume(axis.log)
     value = min(max(axis.low * (axis.high / axis.low) ** drawn, axis.low), axis.high)
-    number = float(search_space.point([axis], {"head.l2": value})["head.l2"])
+    point = search_space.point([axis], {"head.l2": value})
+    number = float(point["head.l2"])
     assert axis.low <= number <= axis.high
-    assert math.isclose(number, value, rel_tol=6e-3)
+    assert math.isclose(number, value, rel_tol=5.1e-3)
+    assert number in (axis.low, axis.high, float(f"{number:.3g}"))
+    assert search_space.params([axis], point) == {"head.l2": number}
+
+
+@given(low=st.floats(-1e6, 1e6), width=st.floats(1e-4, 1e6), drawn=st.floats(0, 1))
+def test_what_is_drawn_of_a_linear_range_is_as_near_as_the_range_is_narrow(low, width, drawn):
+    (axis,) = parse([f"head.l2={low!r}..{low + width!r}"])
+    assume(not axis.log)
+    width = axis.high - axis.low
+    value = min(axis.low + drawn * width, axis.high)
+    point = search_space.point([axis], {"head.l2": value})
+    number = float(point["head.l2"])
+    assert axis.low <= number <= axis.high
+    assert abs(number - value) <= 0.0051 * width
+    steps = number * 10 ** math.ceil(2 - math.log10(width))
+    assert number in (axis.low, axis.high) or math.isclose(steps, round(steps), abs_tol=1e-3)
+    assert search_space.params([axis], point) == {"head.l2": number}
+
+
+@pytest.mark.parametrize(
+    ("over", "drawn", "trained"),
+    [
+        ("0.99..0.9999", 0.9996123, "0.99961"),
+        ("1000.0..1010.0", 1003.4567, "1003.5"),
+        ("0.0..0.5", 0.1234567, "0.123"),
+        ("1e-4..1e-2", 0.00123456, "0.00123"),
+        ("5..2000", 1234, "1234"),
+    ],
+)
+def test_numbers_are_trained_with_as_they_would_be_typed(over, drawn, trained):
+    axes = parse([f"head.l2={over}"])
+    assert search_space.point(axes, {"head.l2": drawn}) == {"head.l2": trained}
+    assert search_space.params(axes, {"head.l2": trained}) == {"head.l2": yaml(trained, "")}
 
 
 def test_optuna_knows_the_axes():

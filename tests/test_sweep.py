@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from pipeline import delivery, find_run, finetune, mlflow_client, notes, sweep, sweep_plan
-from pipeline.artifacts import Epoch
+from pipeline.artifacts import Epoch, alone
 from pipeline.config_file import load
 from pipeline.console import Console
 from pipeline.errors import CacheError, DataError, GraftError
@@ -125,6 +125,8 @@ def test_a_grid_leaves_a_table_a_page_the_winner_and_runs_in_mlflow(here):
     }  # fmt: skip
     child = children["phases.0.learning_rate=0.01"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.tags["graft.sweep_role"] == "trial"
+    assert "graft.role" not in child.data.tags  # A model's, as champion and challenger.
     assert child.data.params == {"phases.0.learning_rate": "0.01", "seed": "0"}
     assert child.data.metrics["validation/calibrated_loss"] == pytest.approx(outcome.winner.loss)
     epoch = Epoch(1, 1, 1.0, 0.5, 1.0, 0.5, 1e-3, 1.0, 1.0)
@@ -171,6 +173,8 @@ def test_a_search_that_repeats_points_and_prunes_goes_on_to_the_same_end(here, m
     rows = [row for row in whole.trainings if row.role == "trial"]
     assert sum(row.same_as is not None for row in rows) > 5
     assert sum(row.status == "pruned" for row in rows) > 5
+    pruned = [row for row in rows if row.status == "pruned" and row.same_as is None]
+    assert min(len(row.losses) for row in pruned) == 3  # The first third of six epochs is spared.
 
     def stop(line):
         if line.startswith("trial 20/40"):
@@ -192,7 +196,9 @@ def test_a_trial_that_fails_has_its_reason_and_the_others_go_on(folder, here):
     assert "diverged" in (outcome.folder / "sweep.html").read_text()
     client = connect(mlflow_client.default_uri(here / "runs"))
     run_id = json.loads((outcome.folder / "trials" / "0001" / "tracking.state.json").read_text())["run_id"]
-    assert client.get_run(run_id).info.status == "FAILED"
+    run = client.get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags[notes.NOTE] == notes.stopped("failed", failed.reason)
 
 
 @pytest.mark.slow
@@ -286,6 +292,16 @@ def test_a_base_that_cannot_be_trained_ends_it(folder):
 
 
 @pytest.mark.slow
+def test_a_base_that_no_trial_betters_is_not_called_their_winner(here, monkeypatch):
+    monkeypatch.setattr(sweep, "Trainer", Reckoner)
+    outcome = sweep.run(begin("head.dropout=[0.6, 0.7]", seeds=None), Listening())
+    assert outcome.winner.role == "base"
+    assert [row.seed for row in outcome.trainings if row.role == "seed of base"] == [1, 2, 3, 4]
+    first, *_ = (outcome.folder / "winner.yaml").read_text().splitlines()
+    assert first == "# The base, after 2 trials, by"
+
+
+@pytest.mark.slow
 def test_bad_trials_are_ended_early(folder):
     over = ["phases.0.learning_rate=1e-7..1e-2"]
     overrides = [*folder[1], "phases.0.epochs=3"]
@@ -317,6 +333,13 @@ def test_mlflow_may_be_away_and_gets_everything_later(folder, here, monkeypatch)
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, delivered.run_id}
     assert len(runs) == 1 + len(outcome.trainings)
     assert delivery.sync(outcome.folder, Listening()).records == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_before_its_first_training_can_be_delivered(here):
+    begun = begin(LEARNING_RATES)
+    assert delivery.sync(begun.folder, Listening()).records > 0
+    assert delivery.sync(begun.folder, Listening()).records == 0
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 """What a sweep was asked for: what is refused before anything is made, and which configs follow."""
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from pipeline import sweep_plan
 from pipeline.artifacts import BackboneIdentity, RunRecord
+from pipeline.commands.sweep import sweep
 from pipeline.errors import ConfigError, WeightsError
 from tests.sweeping import begin
 
@@ -97,3 +100,12 @@ def test_a_trial_is_named_by_what_differs_from_the_base(key, values, differs, he
     begun = begin(f"{key}={values}")
     assert [begun.differs(begun.config(point), point) for point in begun.grid] == differs
     assert begun.base_point == begun.grid[0]
+
+
+@pytest.mark.parametrize("option", [("--seeds", "8"), ("--trials", "3"), ("--search", "tpe"), ("--set", "a=1")])
+def test_a_sweep_that_goes_on_takes_no_other_values(option, here):
+    command = typer.Typer()
+    command.command()(sweep)
+    refused = CliRunner().invoke(command, ["--resume", str(begin("head.dropout=[0.1]").folder), *option])
+    assert refused.exit_code == 2
+    assert "or --resume SWEEP_DIR alone." in " ".join(refused.stderr.split())

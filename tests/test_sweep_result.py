@@ -11,34 +11,8 @@ from scipy.stats import t, ttest_1samp
 
 from pipeline import pages, sweep_page
 from pipeline.commands.sweep import _print
-from pipeline.sweep_result import Noise, Outcome, Training
-
-KEYS = ("phases.0.learning_rate", "head.pooling")
-
-
-def training(number, loss=0.5, accuracy=0.8, role="trial", seed=0, **changes):
-    """A trial, or the base as number 0."""
-    values = {"phases.0.learning_rate": f"{0.001 * (number + 1):g}", "head.pooling": "max" if number % 2 else "avg"}
-    fields = {
-        "name": f"{number:04d}-{seed}", "role": role, "number": number, "point": values, "seed": seed,
-        "differs": ", ".join(f"{key}={value}" for key, value in values.items()) if number else "base",
-        "status": "finished", "loss": loss, "accuracy": accuracy, "losses": [loss or 0.0], "epoch": 3,
-    }  # fmt: skip
-    return Training(**fields | changes)
-
-
-def base(loss=0.5, accuracy=0.8, **changes):
-    return training(0, loss, accuracy, role="base", **changes)
-
-
-def outcome(tmp_path, *trainings, planned=4, ranged=True):
-    keys = frozenset(KEYS[:1]) if ranged else frozenset()
-    return Outcome(tmp_path, "digits", KEYS, keys, keys, planned, trainings)
-
-
-def seeds(losses, accuracies, role, number):
-    pairs = zip(losses, accuracies, strict=True)
-    return [training(number, loss, accuracy, role, seed) for seed, (loss, accuracy) in enumerate(pairs, start=1)]
+from pipeline.sweep_result import Noise
+from tests.sweeping import KEYS, base, outcome, seeds, training
 
 
 def test_the_lowest_loss_wins_then_the_accuracy_then_the_first(tmp_path):
@@ -65,12 +39,12 @@ def test_noise_is_the_standard_deviation_over_the_seeds_of_the_base(tmp_path):
 
 
 def test_one_more_seed_lies_in_the_band_as_often_as_it_says():
-    draws = np.random.default_rng(0).normal(size=(4_000, 6))
-    inside = 0
-    for *known, further in draws:
-        noise = Noise(float(np.std(known, ddof=1)), 0.0, len(known), float(np.mean(known)))
-        inside += abs(further - noise.mean_loss) < noise.of_another
-    assert inside / len(draws) == pytest.approx(0.95, abs=0.012)
+    draws = np.random.default_rng(0).normal(size=(400_000, 4))
+    known, further = draws[:, :3], draws[:, 3]
+    of_one = Noise(loss=1.0, accuracy=0.0, seeds=3, mean_loss=0.0).of_another
+    inside = np.abs(further - known.mean(axis=1)) < of_one * known.std(axis=1, ddof=1)
+    assert inside.mean() == pytest.approx(0.95, abs=0.002)  # six of its standard deviations
+    assert Noise(loss=0.2, accuracy=0.0, seeds=3, mean_loss=9.0).of_another == pytest.approx(0.2 * of_one)
 
 
 def test_the_band_lies_about_the_mean_over_the_seeds(tmp_path):

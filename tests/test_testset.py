@@ -14,10 +14,10 @@ from pipeline.publish import Champion
 from pipeline.refreeze import refreeze
 from pipeline.sources.base import SPLIT_NAMES
 from pipeline.testset import WAITS, FrozenTest, TestPicture
+from tests.folders import class_folders, plant
 from tests.pieces import digest, places, splits
 from tests.promoting import a_model
 from tests.stores import Heard
-from tests.test_ingest import class_folders, plant
 
 FIXED = ["train", "train", "validation", "test"]
 

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
+from pipeline import journal
 from pipeline.console import Console
 from pipeline.delivery import deliver
 from pipeline.errors import TrackingError
@@ -30,13 +30,6 @@ from pipeline.journal import JOURNAL, STATE
 from pipeline.mlflow_client import connect, experiment_pages
 from pipeline.tracking import Tracker
 from tests.tracked import PICTURES, assert_delivered_once, contents, picture, whole_run
-
-
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
-    """Tracking sets defaults in the environment; no other test shall see them."""
-    with mock.patch.dict(os.environ):
-        yield
 
 
 def test_mlflow_shows_what_the_run_said(run_dir: Path, uri: str, export_dir: Path) -> None:
@@ -131,6 +124,47 @@ def test_threads_may_speak_at_the_same_time(run_dir: Path, uri: str) -> None:
     client = connect(uri)
     assert [m.step for m in client.get_metric_history(tracker.run_id, "loss")] == list(range(25))
     assert {m.step for m in client.get_metric_history(tracker.run_id, "system/figure_499")} == set(range(75))
+
+
+def test_a_run_that_goes_on_says_again_only_what_may_have_changed(run_dir: Path, uri: str, export_dir: Path) -> None:
+    whole_run(run_dir, uri, export_dir)
+    before = journal.read(run_dir)
+    whole_run(run_dir, uri, export_dir)
+
+    again = journal.read(run_dir)[len(before) :]
+    assert [record["kind"] for record in again] == ["status", "tags", "artifact", "status"]
+    assert_delivered_once(run_dir, uri)
+
+
+def test_a_run_that_goes_on_says_what_is_new(run_dir: Path, uri: str) -> None:
+    for value in ("a", "b"):
+        tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+        tracker.params({value: value})
+        tracker.metrics({value: 1.0}, 1)
+        tracker.metrics({"loss": 2.0}, ord(value))
+        tracker.dataset(PICTURES, value)
+    client = connect(uri)
+    run = client.get_run(tracker.run_id)
+    assert run.data.params == {"a": "a", "b": "b"}
+    assert run.data.metrics.keys() == {"a", "b", "loss"}
+    assert [m.step for m in client.get_metric_history(tracker.run_id, "loss")] == [ord("a"), ord("b")]
+    assert len(run.inputs.dataset_inputs) == 1
+    assert journal.read(run_dir)[-1]["context"] == "b"
+
+
+def test_figures_of_a_step_are_those_that_were_said_first(run_dir: Path, uri: str) -> None:
+    for loss in (1.0, 2.0):
+        tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+        tracker.metrics({"loss": loss}, 1)
+    assert [m.value for m in connect(uri).get_metric_history(tracker.run_id, "loss")] == [1.0]
+
+
+def test_a_tag_has_the_value_that_was_said_last_however_often_a_run_goes_on(run_dir: Path, uri: str) -> None:
+    for words in ("killed", "failed", "killed"):
+        tracker = Tracker(run_dir, uri, "insects", "ants", Console())
+        tracker.tags({"mlflow.note.content": words, "graft.code_commit": "abc"})
+        tags = connect(uri).get_run(tracker.run_id).data.tags
+        assert (tags["mlflow.note.content"], tags["graft.code_commit"]) == (words, "abc")
 
 
 def test_a_part_of_a_run_is_shown_below_it_whichever_is_delivered_first(run_dir: Path, uri: str) -> None:

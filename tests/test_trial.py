@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.special import log_softmax
 
 from pipeline import config_file, finetune
-from pipeline.artifacts import Epoch
+from pipeline.artifacts import Epoch, Outputs
 from pipeline.backbones import weights
 from pipeline.config import BackboneConfig, EarlyStopping
 from pipeline.errors import ConfigError, GraftError, TrainingError
@@ -95,13 +97,24 @@ def test_a_training_that_is_ended_leaves_the_next_one_as_it_is(here):
 
 @pytest.mark.slow
 def test_the_score_is_that_of_the_best_temperature(here):
-    """The same network, but for logits that are too large by a factor, has the same score."""
+    record = run(digits(), QUIET)
+    outputs = Outputs.read(Path(record.run_dir) / "outputs.npz")
+    labels, logits = outputs.validation_labels, outputs.validation_logits.astype(float)
+
+    def loss(log_t):
+        return -log_softmax(logits / np.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean()
+
+    # On a grid, with the prior that metrics.fit_temperature has.
+    grid = np.linspace(-3, 3, 6001)
+    lowest = loss(min(grid, key=lambda log_t: loss(log_t) + log_t**2 / 2 / len(labels)))
     with Trainer(QUIET) as trainer:
         epochs, scores = [], []
         best = trainer.train(digits(), QUIET, lambda epoch, score: (epochs.append(epoch), scores.append(score)))
     assert best == scores[-1]
     assert [score.epoch for score in scores] == [1, 2, 3]
     assert all(score.loss <= epoch.validation_loss for epoch, score in zip(epochs, scores, strict=True))
+    assert best.loss == pytest.approx(lowest, rel=1e-4)
+    assert best.loss < 0.99 * loss(0)  # The temperature matters here.
     assert best.accuracy == epochs[-1].validation_accuracy
 
 
@@ -146,12 +159,15 @@ def test_what_comes_before_a_training_is_shared_where_it_is_the_same(override, s
     assert (preparation(digits(override)) == preparation(digits())) is shared
 
 
-@pytest.mark.parametrize(("losses", "best"), [([3, 2, 1], 3), ([3, 1, 2], 2), ([1, 3, 2], 1)])
-def test_early_stopping_keeps_the_best_epoch_of_the_last_phase(losses, best):
+@pytest.mark.parametrize(
+    ("losses", "min_delta", "best"),
+    [([3, 2, 1], 0, 3), ([3, 1, 2], 0, 2), ([1, 3, 2], 0, 1), ([3, 1, 0.9], 0.2, 2), ([3, 1, 0.9], 0.05, 3)],
+)
+def test_early_stopping_keeps_the_best_epoch_of_the_last_phase(losses, min_delta, best):
     def epoch(number, of_phase, loss):
         return Epoch(of_phase, number, 1.0, 0.5, loss, 0.5, 1e-3, 1.0, 1.0)
 
     history = [epoch(1, 1, 0.1), *(epoch(2 + place, 2, loss) for place, loss in enumerate(losses))]
-    stopping = phase(epochs=3, early_stopping=EarlyStopping(patience=3))
+    stopping = phase(epochs=3, early_stopping=EarlyStopping(patience=3, min_delta=min_delta))
     assert kept(history, [phase(), stopping]).epoch == 1 + best
     assert kept(history, [phase(), phase()]).epoch == 4

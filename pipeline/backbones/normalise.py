@@ -10,8 +10,7 @@ import numpy as np
 
 from pipeline.backbones.base import ContractName
 from pipeline.backbones.contracts import CONTRACTS
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+from pipeline.pixels import LUMA
 
 
 @keras.saving.register_keras_serializable(package="graft")
@@ -65,5 +64,5 @@ def _order(x: Any, order: str) -> Any:
     if order == "bgr":
         return x[..., ::-1]
     if order == "grey":
-        return sum(weight * x[..., i : i + 1] for i, weight in enumerate(_LUMA))
+        return sum(weight * x[..., i : i + 1] for i, weight in enumerate(LUMA.tolist()))
     return x

@@ -93,6 +93,9 @@ def _print_held(held: "list[Held]") -> None:
         table.add_row(f"[dim]{escape(network)}[/dim]")
         for part in parts:
             of, size = part.description, filesize.decimal(part.bytes)
+            if "of" in of:
+                table.add_row(escape(str(of["of"])), f"{part.entries:,}", size, *"---", _ago(part.last_used))
+                continue
             shape = "x".join(map(str, of["shape"])) if isinstance(of.get("shape"), list) else "?"
             cut, dtype, engine = (escape(str(of.get(name, "?"))) for name in ("cut", "dtype", "engine"))
             engine = engine.split()[0]  # Without its version.
@@ -104,6 +107,8 @@ def _print_held(held: "list[Held]") -> None:
 
 def _network(description: dict[str, Any]) -> str:
     """A network's name and options; another version of Graft may have described it in other words."""
+    if "of" in description:
+        return f"no network: pixels {str(description.get('pixels', '?'))[:8]}"
     options = description.get("options")
     shown = "".join(f" {key}={value}" for key, value in options.items()) if isinstance(options, dict) else " ?"
     return f"{description.get('backbone', '?')}{shown}"

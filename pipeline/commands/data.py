@@ -52,9 +52,10 @@ def data(
         from pipeline.quiet import import_tensorflow
 
         import_tensorflow()
-        from pipeline.audit import audit
+        from pipeline.audit import LIST, audit, folder_of
 
-        found = audit(loaded, Console(quiet))
+        fix_with = f"{again} --fix {shlex.quote(shown(folder_of(loaded) / LIST))}"
+        found = audit(loaded, Console(quiet), fix_with)
         _print_findings(found)
         if found.refused is not None:
             Console().warn(f"A run would not start. {found.refused}")
@@ -62,7 +63,7 @@ def data(
         print(f"list        {shown(found.findings)}")
         if any(found.counts.values()):
             print("next        look at the page, write quarantine or relabel:CLASS into the list's column action, then")
-            print(f"            {again} --fix {shlex.quote(shown(found.findings))}")
+            print(f"            {fix_with}")
         if as_json:
             figures = {"pictures": found.pictures, "classes": found.classes, "findings": found.counts,
                        "not_judged": found.not_judged, "refused": found.refused,

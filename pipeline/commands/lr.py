@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli import ConfigPath, Json, Overrides, Quiet, errors_in_words, graft, shown, stop_in_order
 from pipeline.console import Console
+from pipeline.errors import GraftError
 from pipeline.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -26,22 +27,29 @@ def lr(config: ConfigPath, overrides: Overrides = None, as_json: Json = False, q
 
         tests: list[RangeTest] = []
         page = Path(loaded.output_dir).resolve() / loaded.name / "lr" / "lr.html"
+        ended: GraftError | None = None
         try:
             with closing(lr_range.tests_of(loaded, Console(quiet))) as of_phases:
                 for test in of_phases:
                     tests.append(test)
                     _print(test)
-        finally:  # What is known when it is stopped, or a phase diverges, is not lost.
-            if tests:
-                page.parent.mkdir(parents=True, exist_ok=True)
-                lr_range.write_page(page, loaded, tests)
-                print(f"page        {shown(page)}")
-        if settings := lr_range.settings(tests):
-            command = [shlex.quote(str(config)), *(f"--set {shlex.quote(override)}" for override in overrides or [])]
-            print(f"to try      {graft()} run {' '.join(command)} {settings}")
+        except GraftError as error:  # A phase that diverges ends the tests; of those before it all is known.
+            if not tests:
+                raise
+            ended = error
+        page.parent.mkdir(parents=True, exist_ok=True)
+        lr_range.write_page(page, loaded, tests)
+        print(f"page        {shown(page)}")
+        if suggested := lr_range.settings(tests):
+            keys = {setting.partition("=")[0] for setting in suggested}
+            kept = [override for override in overrides or [] if override.partition("=")[0] not in keys]
+            settings = " ".join(f"--set {shlex.quote(setting)}" for setting in [*kept, *suggested])
+            print(f"to try      {graft()} run {shlex.quote(str(config))} {settings}")
         if as_json:
             found = {"name": loaded.name, "page": str(page), "phases": [test.figures() for test in tests]}
             print(json.dumps(found))
+        if ended is not None:
+            raise ended
 
 
 def _print(test: "RangeTest") -> None:

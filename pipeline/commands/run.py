@@ -14,6 +14,7 @@ from pipeline.quiet import import_tensorflow
 
 if TYPE_CHECKING:
     from pipeline.artifacts import RunRecord
+    from pipeline.evaluate import Report
 
 
 def run(
@@ -36,6 +37,7 @@ def run(
         stop_in_order()
         loaded = load(config, overrides) if config is not None else None
         import_tensorflow()
+        from pipeline.evaluate import Report
         from pipeline.notes import title
         from pipeline.recording import config_of
         from pipeline.run import run as run_pipeline
@@ -45,13 +47,13 @@ def run(
             loaded = config_of(resume.resolve())
         called = title(loaded.name, overrides or [], loaded.flat())
         record = run_pipeline(loaded, Console(quiet), resume and resume.resolve(), title=called)
-        print_summary(record)
+        print_summary(record, Report.read(Path(record.run_dir) / "report.json"))
         if as_json:
             keys = ("run_dir", "mlflow_run_id", "export_dir", "metrics", "seconds")
             print(json.dumps({key: getattr(record, key) for key in keys}))
 
 
-def print_summary(record: "RunRecord") -> None:
+def print_summary(record: "RunRecord", scores: "Report") -> None:
     from pipeline.mlflow_client import default_uri
 
     report = shown(Path(record.run_dir) / "report.html")
@@ -59,7 +61,7 @@ def print_summary(record: "RunRecord") -> None:
     export_dir = shown(model)
     output_dir = Path(record.run_dir).parent.parent
     name = graft()
-    figures = ", ".join(f"{name.removeprefix('test_')} {value:.4f}" for name, value in record.metrics.items())
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.telling.items())
     # `graft ui` shows the store in output_dir; any other, such as a server, is where its address says.
     own_store = record.tracking_uri == default_uri(output_dir)
     # A name whose versions are promoted has its gate, or graft promote, between a run and what is served.

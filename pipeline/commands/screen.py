@@ -10,6 +10,7 @@ import typer
 
 from pipeline.cli import ConfigPath, Json, Overrides, Quiet, errors_in_words, shown, stop_in_order
 from pipeline.console import Console
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.quiet import import_tensorflow
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def screen(
 
         stop_in_order()
         loaded = load(config, overrides)
+        _check_names(backbones)
         import_tensorflow()
         from pipeline import screen as screening
 
@@ -67,6 +69,16 @@ def screen(
                     console.warn(warning)
         if as_json:
             print(json.dumps({"name": loaded.name, "page": str(page), "networks": [row.figures() for row in rows]}))
+
+
+def _check_names(backbones: str) -> None:
+    """Raises ConfigError, before TensorFlow is waited for, where a name is like one in the table, but is none."""
+    from pipeline.backbones import BACKBONES
+
+    unknown = [name for name in map(str.strip, backbones.split(",")) if name and name not in BACKBONES]
+    meant = {name: did_you_mean(name, BACKBONES) for name in unknown}
+    if hints := [f"There is no backbone {name!r}. {hint}" for name, hint in meant.items() if hint]:
+        raise ConfigError(" ".join(hints))
 
 
 def _problems(rows: "list[Screened]") -> dict[str, list[str]]:

@@ -39,8 +39,14 @@ def sweep(
         typer.Option(help="If not given, a grid of lists, and tpe where there is a range.", show_default=False),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(metavar="K", help="Train the base and the winner with K further seeds.", min=2)
-    ] = 4,
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Train the base and the winner with K further seeds. If not given, 4.",
+            min=2,
+            show_default=False,
+        ),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="SWEEP_DIR", help="Go on with a sweep that was stopped or killed.")
@@ -53,7 +59,8 @@ def sweep(
     Better is a lower log loss on the validation split, with the best temperature. The test split is not looked at.
     """
     with errors_in_words():
-        if (config is None) == (resume is None) or (resume is not None and (over or overrides or trials or search)):
+        asked = over or overrides or trials or search or seeds
+        if (config is None) == (resume is None) or (resume is not None and asked):
             raise ConfigError("Give either a CONFIG and --over, or --resume SWEEP_DIR alone.")
         stop_in_order()
         import_tensorflow()

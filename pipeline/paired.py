@@ -39,8 +39,8 @@ class Answers:
 def accuracy_interval(right: int, n: int) -> Interval:
     """95 % percentile bootstrap interval of the share of pictures that are right.
 
-    Of n pictures drawn with replacement the number that are right is binomial; its quantiles are what resampling without
-    end comes to. Where every picture is right, or none, resampling knows of nothing else: there it is Wilson's.
+    Of n pictures drawn with replacement the number that are right is binomial; its quantiles are what resampling
+    without end comes to. Where every picture is right, or none, resampling knows of nothing else: there it is Wilson's.
     """
     from scipy.stats import binom
 

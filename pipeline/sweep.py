@@ -18,12 +18,14 @@ stopped goes on from these files, to the same end.
 
 import math
 import shlex
+from pathlib import Path
 from typing import Literal
 
 import optuna
 
 from pipeline import search_space, sweep_page
 from pipeline.artifacts import alone, write_atomically
+from pipeline.cli import graft
 from pipeline.config_file import dump
 from pipeline.console import Console
 from pipeline.errors import GraftError
@@ -179,7 +181,10 @@ def _write(sweep: Sweep, outcome: Outcome, journal: Tracker) -> None:
             "pictures": f"{pictures}; the test split was not looked at",
             "folder": str(folder),
         }
-        then = f"graft run {shlex.quote(str(folder / 'winner.yaml'))}{to_place}"
+        here = Path.cwd()  # where the config's relative paths start
+        file = folder / "winner.yaml"
+        file = file.relative_to(here) if file.is_relative_to(here) else file
+        then = f"cd {shlex.quote(str(here))} && {shlex.quote(graft())} run {shlex.quote(str(file))}{to_place}"
         sweep_page.write(folder / "sweep.html", outcome, then, facts, why)
     for name in ("sweep.html", "trials.csv", "winner.yaml"):
         if (folder / name).is_file():

@@ -186,6 +186,10 @@ class Outcome:
         if len(rows) < 2:
             return None
         loss, accuracy = (float(np.std(values, ddof=1)) for values in zip(*map(_figures, rows), strict=True))
+        # Seeds that happen to agree: what counting whole pictures rounds away stays.
+        counted = min((row.pictures.get("validation", 0) for row in rows), default=0)
+        if counted:
+            accuracy = max(accuracy, 1 / (math.sqrt(12) * counted))
         return Noise(loss, accuracy, len(rows), float(np.mean([row.loss for row in rows])))
 
     @property
@@ -257,7 +261,10 @@ class Outcome:
             return f"Better than the base. {found}"
         if comparison.worse:
             return f"Worse than the base. {found}"
-        return f"Not distinguishable from the base. {found} An interval of the loss that reaches 0 may be chance."
+        says = f"Not distinguishable from the base. {found} An interval of the loss that reaches 0 may be chance."
+        if abs(comparison.accuracy) > comparison.accuracy_within:
+            says += " The loss decides, as it says more of each picture than right or wrong."
+        return says
 
     def beside_base(self, row: Training) -> tuple[str, str]:
         """A row's loss and accuracy less the base's, ± `Noise.of_difference`, as text; empty for what cannot be

@@ -140,12 +140,22 @@ def write(path: Path, findings: Iterable[Finding]) -> Path | None:
     return aside
 
 
+def rows(text: str) -> list[dict[str, str]]:
+    """A list's rows by column. Spreadsheets of some countries put semicolons where others put commas.
+
+    Raises:
+        csv.Error: it is no CSV file.
+    """
+    header = text.partition("\n")[0]
+    delimiter = ";" if header.count(";") > header.count(",") else ","
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+
+
 def _actions(path: Path) -> tuple[dict[tuple[str, str, str], str], bool]:
     """What an earlier list has, if any, by digest, name and kind; and whether all of it could be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-        return {(row["sha256"], row["path"], row["finding"]): row["action"] or "" for row in rows}, True
+        found = rows(path.read_text(encoding="utf-8-sig"))
+        return {(row["sha256"], row["path"], row["finding"]): row["action"] or "" for row in found}, True
     except FileNotFoundError:
         return {}, True
     except (OSError, UnicodeDecodeError, csv.Error, KeyError):

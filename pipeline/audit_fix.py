@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline import audit_findings
 from pipeline.artifacts import write_atomically
 from pipeline.audit_findings import COLUMNS
 from pipeline.config import Data
@@ -98,8 +99,7 @@ def apply(data: Data, reviewed: Path) -> Applied:
 def _orders(reviewed: Path) -> list[_Order]:
     """What the list asks for, one order for each picture and label."""
     try:
-        text = reviewed.read_text(encoding="utf-8-sig")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = audit_findings.rows(reviewed.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(
             f"Cannot read the list {reviewed}: {error.strerror}. Give the findings.csv that graft data wrote and you "
@@ -162,7 +162,10 @@ def _apply_to_folder(root: Path, orders: Sequence[_Order], reviewed: Path) -> Ap
             what = "is another picture than the one that was reviewed" if os.path.lexists(source) else "is gone"
             problems.append(f"{order.name} {what}")
     if problems:
-        raise _refused(reviewed, problems, "Look at the data again with graft data, and review the new list.")
+        remedy = "Look at the data again with graft data, and review the new list."
+        if not any(os.path.lexists(_on_disk(root, order.name)) for order in orders):
+            remedy = f"None of its pictures is in {root}: is it the list of another folder?"
+        raise _refused(reviewed, problems, remedy)
     record = out / "record.csv"
     base = root.resolve().parent
     moves, changes = [], []

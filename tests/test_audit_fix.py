@@ -207,6 +207,21 @@ def test_a_file_that_is_no_list_is_refused(tmp_path, written, words):
         apply(data, tmp_path / "list.csv")
 
 
+def test_a_list_that_a_spreadsheet_saved_with_semicolons(tmp_path):
+    data = planted(tmp_path / "photos")
+    listed = reviewed(tmp_path / "list.csv", ("ants/1.jpg", "ants", "relabel:bees"))
+    listed.write_text("\ufeff" + listed.read_text(encoding="utf-8").replace(",", ";"), encoding="utf-8")
+    assert apply(data, listed).relabelled == 1
+    assert (tmp_path / "photos" / "bees" / "1.jpg").is_file()
+
+
+def test_the_list_of_another_folder_is_told(tmp_path):
+    data = planted(tmp_path / "photos")
+    listed = reviewed(tmp_path / "list.csv", ("ants/8.jpg", "ants", "quarantine"), ("ants/9.jpg", "ants", "quarantine"))
+    with pytest.raises(DataError, match=r"None of its pictures is in .*photos: is it the list of another folder\?"):
+        apply(data, listed)
+
+
 def test_published_data_sets_are_not_changed(tmp_path):
     listed = reviewed(tmp_path / "list.csv", ("digits/1", "1", "quarantine"))
     with pytest.raises(DataError, match=r"data\.source digits cannot be changed"):

@@ -164,18 +164,6 @@ def few(config: RunConfig, rows: Sequence[Screened]) -> str:
     return warning
 
 
-def backbones_of(text: str) -> list[str]:
-    """The networks of a comma-separated list, each once. Raises ConfigError for a name that is not in the table."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in BACKBONES]
-    if unknown or not names:
-        raise ConfigError(
-            f"--backbones takes names from graft backbones with commas between them: {', '.join(BACKBONES)}. "
-            f"Received: {', '.join(unknown) or repr(text)}."
-        )
-    return names
-
-
 def config_for(config: RunConfig, name: str) -> RunConfig:
     """The config with another network, whose kernels are random, and with the head alone training.
 

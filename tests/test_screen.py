@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config_file, screen
+from pipeline.commands.screen import networks
 from pipeline.config import BackboneConfig
 from pipeline.console import Console
 from pipeline.errors import ConfigError
@@ -50,11 +51,11 @@ class Watching(Console):
 
 
 def test_names_come_from_the_table_each_once():
-    assert screen.backbones_of("lenet5, alexnet,lenet5,") == ["lenet5", "alexnet"]
-    with pytest.raises(ConfigError, match=r"graft backbones.*: lenet5, .*Received: resnet51, x\."):
-        screen.backbones_of("lenet5,resnet51,x")
-    with pytest.raises(ConfigError, match="Received: ' ,'"):
-        screen.backbones_of(" ,")
+    assert networks("lenet5, alexnet,lenet5,") == ["lenet5", "alexnet"]
+    with pytest.raises(ConfigError, match=r"graft backbones.*Received: resnet51, x\. Did you mean resnet50\?"):
+        networks("lenet5,resnet51,x")
+    with pytest.raises(ConfigError, match=r"Received: ' ,'\. Give any of: lenet5, "):
+        networks(" ,")
 
 
 def test_each_network_has_its_size_and_its_options():

@@ -43,11 +43,10 @@ def screen(
 
         stop_in_order()
         loaded = load(config, overrides)
-        _check_names(backbones)
+        names = networks(backbones)
         import_tensorflow()
         from pipeline import screen as screening
 
-        names = screening.backbones_of(backbones)
         kernels = [kind for kind in screening.KERNELS if weights in (Weights.BOTH, kind)]
         rows: list[Screened] = []
         console = Console(quiet)
@@ -71,14 +70,20 @@ def screen(
             print(json.dumps({"name": loaded.name, "page": str(page), "networks": [row.figures() for row in rows]}))
 
 
-def _check_names(backbones: str) -> None:
-    """Raises ConfigError, before TensorFlow is waited for, where a name is like one in the table, but is none."""
+def networks(text: str) -> list[str]:
+    """The networks of a comma-separated list, each once. Raises ConfigError for a name that is not in the table."""
     from pipeline.backbones import BACKBONES
 
-    unknown = [name for name in map(str.strip, backbones.split(",")) if name and name not in BACKBONES]
-    meant = {name: did_you_mean(name, BACKBONES) for name in unknown}
-    if hints := [f"There is no backbone {name!r}. {hint}" for name, hint in meant.items() if hint]:
-        raise ConfigError(" ".join(hints))
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in BACKBONES]
+    if unknown or not names:
+        hints = list(dict.fromkeys(filter(None, (did_you_mean(name, BACKBONES) for name in unknown))))
+        allowed = " ".join(hints) or f"Give any of: {', '.join(BACKBONES)}."
+        raise ConfigError(
+            "--backbones takes names from graft backbones with commas between them. "
+            f"Received: {', '.join(unknown) or repr(text)}. {allowed}"
+        )
+    return names
 
 
 def _problems(rows: "list[Screened]") -> dict[str, list[str]]:
